@@ -1,0 +1,213 @@
+"""From a config to plain objects: the one room that knows Hydra and OmegaConf besides the entry points."""
+
+import copy
+import re
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medvision.callbacks import Checkpoint, EpochLines
+from medvision.data import ImageDataModule
+from medvision.errors import MedvisionError
+from medvision.files import read_json, write_text
+from medvision.logger import HistoryLogger, Row, read_history
+from medvision.runs import RunFolder
+from medvision.tasks import SegmentationTask
+
+
+@dataclass
+class Run:
+    """A config made into objects.
+
+    Attributes:
+        config: The resolved config.
+        data: The data set.
+        task: Model, loss and optimizer.
+        folder: The run folder, None before it is made.
+        best: `best_epoch`, counted from 1, and `best`, its monitored value, once weights are loaded.
+    """
+
+    config: DictConfig
+    data: ImageDataModule
+    task: SegmentationTask
+    folder: RunFolder | None = None
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The results in `metrics.json`."""
+        result: dict[str, Any] = read_json(self._folder.metrics)
+        return result
+
+    @cached_property
+    def history(self) -> list[Row]:
+        """The rows of `metrics.csv`: epoch, step, metric, value."""
+        return read_history(self._folder.history)
+
+    @property
+    def threshold(self) -> list[float]:
+        """The stored threshold of each class, chosen on validation."""
+        stored = self.metrics["threshold"]
+        return stored if isinstance(stored, list) else [stored]
+
+    @property
+    def _folder(self) -> RunFolder:
+        if self.folder is None:
+            raise MedvisionError("this run has no folder; load one with load_run(folder)")
+        return self.folder
+
+    @property
+    def _progress_bar(self) -> bool:
+        return bool(self.config.trainer.enable_progress_bar) and sys.stdout.isatty()
+
+    def training(self) -> tuple[pl.Trainer, EpochLines]:
+        """The trainer with all callbacks and loggers, writing to the run folder."""
+        folder, cfg = self._folder, self.config
+        checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode)
+        lines = EpochLines()
+        callbacks = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
+        loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
+        trainer = _make(
+            cfg.trainer,
+            "trainer",
+            callbacks=[*callbacks, lines, checkpoint],
+            logger=[HistoryLogger(folder.history), *loggers],
+            default_root_dir=str(folder.path),
+            enable_progress_bar=self._progress_bar,
+        )
+        return trainer, lines
+
+    def describe(self) -> str:
+        """One line of what is trained on what."""
+        spec, cfg = self.data.spec, self.config
+        parameters = sum(p.numel() for p in self.task.model.parameters())
+        sizes = ", ".join(f"{len(samples)} {name}" for name, samples in self.data.splits.items())
+        model = type(self.task.model).__name__ + (f" {cfg.model.encoder}" if "encoder" in cfg.model else "")
+        return (
+            f"{model} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
+            f"{spec.image_size[0]}x{spec.image_size[1]}, batch {self.data.batch_size}, {cfg.trainer.precision}, "
+            f"seed {cfg.seed}"
+        )
+
+    def evaluating(self) -> pl.Trainer:
+        """A trainer that only measures, on one device with the same precision."""
+        cfg = self.config.trainer
+        return pl.Trainer(
+            accelerator=cfg.accelerator,
+            devices=1,
+            precision=cfg.precision,
+            deterministic=cfg.deterministic,
+            enable_progress_bar=self._progress_bar,
+            enable_model_summary=False,
+            logger=False,
+            enable_checkpointing=False,
+        )
+
+
+def build(cfg: DictConfig) -> Run:
+    """Makes data set and task of a composed config.
+
+    Raises:
+        MedvisionError: If anything in it is refused, naming the part.
+    """
+    cfg = copy.deepcopy(cfg)
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise MedvisionError(f"the config does not resolve: {error}") from error
+    data: ImageDataModule = _make(cfg.data, "data")
+    pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
+    task: SegmentationTask = _make(
+        cfg.task,
+        "task",
+        model=_make(cfg.model, "model"),
+        loss=_make(cfg.loss, "loss"),
+        optimizer=_make(cfg.optimizer, "optimizer"),
+        scheduler=_make(cfg.scheduler, "scheduler") if cfg.scheduler else None,
+        spec=data.spec,
+        channels_last=_channels_last(cfg),
+    )
+    if cfg.compile:
+        task.model.compile()  # in place: the names of the weights stay
+    return Run(cfg, data, task)
+
+
+def load_run(folder: Path | str) -> Run:
+    """Rebuilds a run from its folder, with the weights of the best epoch.
+
+    Raises:
+        MedvisionError: If the folder holds no run, or no finished epoch.
+    """
+    place = RunFolder(Path(folder).expanduser().resolve())
+    run = build(load_config(place))
+    run.folder = place
+    checkpoint = torch.load(place.require_checkpoint(), map_location="cpu", weights_only=True)
+    run.task.load_state_dict(checkpoint["state_dict"])
+    run.best = checkpoint["callbacks"]["Checkpoint"]
+    run.task.eval()
+    return run
+
+
+def load_config(folder: RunFolder) -> DictConfig:
+    """The config of a run folder.
+
+    Raises:
+        MedvisionError: If there is none.
+    """
+    if not folder.config.exists():
+        raise MedvisionError(f"{folder.path} holds no run ({folder.config.relative_to(folder.path)} is missing)")
+    cfg = OmegaConf.load(folder.config)
+    if not isinstance(cfg, DictConfig):
+        raise MedvisionError(f"{folder.config} is not a config of a run")
+    return cfg
+
+
+def save_config(cfg: DictConfig, folder: RunFolder) -> None:
+    """Writes the resolved config; `paths` and what refers to it stay references, so that a folder can move.
+
+    Each path becomes its environment variable with the present place as the default.
+    """
+    raw, resolved = OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)
+    portable = _merge(raw, resolved)
+    for name, place in cfg.paths.items():
+        text = str(Path(place).resolve()).replace("\\", "\\\\").replace("'", "\\'")
+        portable["paths"][name] = f"${{oc.env:MEDVISION_{str(name).upper()},'{text}'}}"
+    folder.config.parent.mkdir(parents=True, exist_ok=True)
+    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(portable)))
+
+
+def _merge(raw: Any, resolved: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _merge(value, resolved[key]) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_merge(value, resolved[i]) for i, value in enumerate(raw)]
+    return raw if isinstance(raw, str) and re.search(r"\$\{paths\.", raw) else resolved
+
+
+def _make(cfg: DictConfig, part: str, **objects: Any) -> Any:
+    """Instantiates one part of the config; whatever it refuses is named with the part."""
+    try:
+        if not objects:
+            return instantiate(cfg, _convert_="all")
+        # a call of our own: instantiate() would turn the objects into configs and dataclasses into dictionaries
+        return instantiate(cfg, _convert_="all", _partial_=True)(**objects)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, MedvisionError):
+            cause = cause.__cause__
+        if isinstance(cause, MedvisionError):
+            raise cause from error
+        target = cfg.get("_target_", "?")
+        raise MedvisionError(f"{part}: {target} cannot be made ({type(cause).__name__}: {cause})") from error
+
+
+def _channels_last(cfg: DictConfig) -> bool:
+    return "16" in str(cfg.trainer.precision) if cfg.channels_last == "auto" else bool(cfg.channels_last)

@@ -1,0 +1,205 @@
+"""Lightning callbacks: checkpoints that resume exactly, early stopping that survives a stop, lines and pictures."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from medvision import figures
+from medvision.errors import MedvisionError
+from medvision.files import replacing
+from medvision.logger import read_history
+from medvision.spec import DataSpec
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint(pl.callbacks.Checkpoint):
+    """Writes `last.ckpt` after each epoch and `best.ckpt` when the monitored metric has improved.
+
+    They are written as the next epoch starts, when schedules have stepped and every counter is settled, so that a
+    run goes on from there as if it had not stopped. Both are whole files at any moment.
+
+    Args:
+        folder: Where they go.
+        monitor: The logged metric that chooses.
+        mode: `max` or `min`.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
+        self.best: float | None = None
+        self.best_epoch = 0  # counted from 1
+        self._improved = self._pending = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the best of the stopped run."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compares with the best so far; of equal epochs the first stays."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = sorted(trainer.callback_metrics)
+            raise MedvisionError(f"task.monitor is {self.monitor!r}, which is not logged; expected one of {known}")
+        value = float(trainer.callback_metrics[self.monitor])
+        if not math.isnan(value) and (self.best is None or self.sign * value > self.sign * self.best):
+            self.best, self.best_epoch, self._improved = value, trainer.current_epoch + 1, True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the epoch before."""
+        trainer.fit_loop.restarting = False  # a resumed epoch is an epoch like any other, plateau schedules included
+        if self._pending:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """There is something to save."""
+        self._pending = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the last epoch."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            raise MedvisionError(
+                f"the training loss is {float(loss)} after epoch {trainer.current_epoch}; the checkpoints of the "
+                "epochs before are kept. Try a smaller optimizer.lr, trainer.gradient_clip_val=1, or "
+                "trainer.precision=32-true"
+            )
+        last = self.folder / "last.ckpt"
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(last)  # every process takes part, the first one writes
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(last) as temporary:
+            trainer.save_checkpoint(temporary)
+            if self._improved:
+                with replacing(self.folder / "best.ckpt") as best:
+                    try:
+                        os.link(temporary, best)
+                    except OSError:  # a file system without links
+                        shutil.copyfile(temporary, best)
+        self._improved = self._pending = False
+
+
+class EarlyStopping(pl.callbacks.EarlyStopping):
+    """Lightning's, except that a run which had stopped early and is resumed does not train on."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops at once where patience had run out."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class EpochLines(pl.Callback):
+    """Says one line after each epoch and keeps the seconds that each took, validation and checkpoint included.
+
+    Attributes:
+        seconds: One number for each epoch of this process.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started: float | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Speaks of the epoch before, whose numbers are complete now, and starts the clock."""
+        self._say(trainer)
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Speaks of the last epoch."""
+        self._say(trainer)
+
+    def _say(self, trainer: pl.Trainer) -> None:
+        if self._started is None:
+            return
+        self.seconds.append(time.perf_counter() - self._started)
+        metrics = trainer.callback_metrics
+        shown = ["train/loss", "val/loss", "val/dice_image", "val/jaccard_image"]
+        numbers = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
+        log.info(
+            "epoch %d/%s  %s  %.1f s",
+            trainer.current_epoch,
+            trainer.max_epochs,
+            "  ".join(numbers),
+            self.seconds[-1],
+        )
+
+
+class Pictures(pl.Callback):
+    """Draws `validation.png`, the first validation images with truth and prediction, and `curves.png`.
+
+    They go to the trainer's `default_root_dir`, the run folder.
+
+    It uses the probabilities that validation computed anyway and draws nothing from a random state, so that the
+    course of the training is the same without it.
+
+    Args:
+        images: Number of images.
+        every_seconds: Least time between two drawings; the last epoch is always drawn.
+    """
+
+    def __init__(self, images: int = 6, every_seconds: float = 60) -> None:
+        self.images, self.every_seconds = images, every_seconds
+        self._rows: list[figures.Example] = []
+        self._drawn = time.monotonic()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the pictures of the epoch before."""
+        self._rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *_: Any,
+    ) -> None:
+        """Keeps the first images with their probabilities."""
+        for i in range(min(len(batch["id"]), self.images - len(self._rows))):
+            self._rows.append(
+                figures.Example(
+                    batch["id"][i],
+                    figures.to_pixels(batch["image"][i].cpu().numpy(), _spec(pl_module)),
+                    batch["target"][i].cpu().numpy() > 0,
+                    outputs[i].cpu().numpy() >= 0.5,
+                )
+            )
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws if the last drawing is old enough."""
+        if time.monotonic() - self._drawn >= self.every_seconds:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the last epoch."""
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self._rows:
+            folder = Path(trainer.default_root_dir)
+            title = f"validation at network size after epoch {trainer.current_epoch}, probability 0.5"
+            figures.sheet(folder / "validation.png", self._rows, _spec(task).classes, title)
+            figures.curves(folder / "curves.png", read_history(folder / "metrics.csv"))
+            self._drawn = time.monotonic()
+
+
+def _spec(task: pl.LightningModule) -> DataSpec:
+    """The facts that every task of ours carries."""
+    return cast(DataSpec, task.spec)

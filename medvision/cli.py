@@ -1,0 +1,161 @@
+"""The command line: Hydra's words, quick answers, one message for what is refused. Imports no torch."""
+
+import difflib
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from medvision.errors import MedvisionError
+
+Action = Callable[[DictConfig, Path, list[str]], None]
+
+TRACEBACK = "traceback=true"
+
+
+def config_folder() -> Path:
+    """`conf/` inside the installed package, or beside it in a checkout and an editable install."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
+
+
+def main(verb: str, action: Action) -> None:
+    """Runs a verb.
+
+    Args:
+        verb: Its module below `medvision` and its primary config.
+        action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed.
+    """
+    arguments = get_args_parser().parse_args()
+    with _refusals(TRACEBACK in arguments.overrides):
+        _set_up_logging()
+        ours = {"overrides", "config_dir", "run", "experimental_rerun"}
+        if any(value for name, value in vars(arguments).items() if name not in ours):
+            _hand_to_hydra(verb, arguments.overrides)
+            return
+        cfg = compose(verb, arguments.overrides, arguments.config_dir)
+        if str(cfg.hydra.mode).endswith("MULTIRUN"):
+            _hand_to_hydra(verb, arguments.overrides)
+            return
+        folder = Path(cfg.hydra.run.dir)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        action(cfg, folder, arguments.overrides)
+
+
+def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The config of a verb, with its `hydra` node.
+
+    Raises:
+        MedvisionError: If an override is misspelled, with the nearest name.
+    """
+    if config_dir:
+        if not Path(config_dir).is_dir():
+            raise MedvisionError(f"--config-dir {config_dir} is no folder")
+        overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    try:
+        return _compose(verb, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise MedvisionError(_explain(error, verb, overrides)) from error
+
+
+def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return hydra.compose(verb, list(overrides), return_hydra_config=True)
+
+
+def _hand_to_hydra(verb: str, overrides: list[str]) -> None:
+    """Help, printing of configs, completion and sweeps are Hydra's own."""
+
+    def job(_: DictConfig) -> None:
+        # a job of a sweep is a process of its own: its memory is freed, its trackers see one run
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir).resolve()
+        typed = [*settings.overrides.task, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+        if subprocess.run([sys.executable, "-m", f"medvision.{verb}", *typed], check=False).returncode:
+            raise MedvisionError(f"the job in {folder} failed; its reason stands above")
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, who speak of them
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise MedvisionError(_explain(error, verb, overrides)) from error
+
+
+def _explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
+    """The message of a failed composition, with the nearest name for what was misspelled."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        choices = [name for name in error.options if not name.startswith("_")]  # parts of choices
+        return f"{group}={option}: there is no such choice{_near(option, choices)}. Choices: {', '.join(choices)}"
+    parser, kept, unknown = OverridesParser.create(), list[str](), None
+    for override in overrides:
+        try:
+            _compose(verb, [*kept, override])
+            kept.append(override)
+        except (HydraException, OmegaConfBaseException) as one:
+            if "Could not override" in str(one) and unknown is None:
+                unknown = override
+    if unknown is None:
+        return f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+    key = parser.parse_override(unknown).key_or_group
+    config = OmegaConf.to_container(_compose(verb, kept))
+    groups = [folder.name for folder in config_folder().iterdir() if folder.is_dir()]
+    near = _near(key, {*_keys(config), *groups})
+    return f"{unknown}: there is no option {key!r}{near}. To add it on purpose: +{unknown}"
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@contextmanager
+def _refusals(with_traceback: bool) -> Iterator[None]:
+    """Says what was refused in one message and ends with code 1; any other error keeps its traceback."""
+    try:
+        yield
+    except MedvisionError as error:
+        if with_traceback:
+            raise
+        print(f"error: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _set_up_logging() -> None:
+    """Our own messages on standard output; what libraries whisper only into a run's log file."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Plain())
+    logger = logging.getLogger("medvision")
+    logger.handlers, logger.propagate = [handler], True
+    logger.setLevel(logging.INFO)
+    logging.getLogger().handlers = [logging.NullHandler()]
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"

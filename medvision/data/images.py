@@ -1,0 +1,91 @@
+"""The one reader of images and masks, and the one way to resize them.
+
+Pillow, since OpenCV returns half-decoded pictures of truncated files without an error and turns EXIF-rotated
+images but not their masks.
+"""
+
+import io
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from medvision.data.source import Member
+from medvision.errors import MedvisionError
+
+Pixels = NDArray[np.uint8]
+
+
+def read_image(member: Member, channels: int) -> Pixels:
+    """Reads an image of any common mode; EXIF rotation is applied, an alpha channel dropped, 16 bits scaled to 8.
+
+    Args:
+        member: The file.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 of shape (H, W, channels).
+
+    Raises:
+        MedvisionError: If the file is truncated or no image.
+    """
+    pixels = np.asarray(_decode(member).convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def read_mask(member: Member) -> NDArray[np.bool_]:
+    """Reads a mask of any common mode: what is brighter than half of white, or 1 where the mask holds 0 and 1 only.
+
+    Returns:
+        bool of shape (H, W).
+
+    Raises:
+        MedvisionError: If the file is truncated or no image.
+    """
+    image = _decode(member)
+    # a palette mask is coded in its indices or in its colours; the colours are what a viewer shows
+    grey = np.asarray(image.convert("L"))
+    result: NDArray[np.bool_] = grey > (0 if grey.max(initial=0) <= 1 else 127)
+    return result
+
+
+def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resizes (H, W, C) to `size` (height, width), averaging where it shrinks."""
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    method = cv2.INTER_AREA if size[0] <= height and size[1] <= width else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=method), np.uint8).reshape(*size, image.shape[2])
+
+
+def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Resizes (H, W): a new pixel is set where at least half of its area is."""
+    grey = resize_image(mask.astype(np.uint8)[..., None] * np.uint8(255), size)
+    result: NDArray[np.bool_] = grey[..., 0] > 127
+    return result
+
+
+def _decode(member: Member) -> Image.Image:
+    data = member.read()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise MedvisionError(
+            f"{member} cannot be decoded ({type(error).__name__}: {error}); "
+            "expected a whole PNG, JPEG, TIFF or BMP: fetch it again"
+        ) from None
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _to_8_bits(upright, member)
+    return upright
+
+
+def _to_8_bits(image: Image.Image, member: Member) -> Image.Image:
+    values = np.asarray(image, np.float64)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 65535 or not np.array_equal(values, np.round(values)):
+        raise MedvisionError(f"{member} has values from {low:g} to {high:g}; expected 8 or 16 bits, whole numbers")
+    scale = 257 if high > 255 else 1
+    return Image.fromarray(np.round(values / scale).astype(np.uint8))

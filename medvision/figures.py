@@ -1,0 +1,133 @@
+"""Pictures: sheets of images with truth and prediction, and the curves of a training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from medvision.files import replacing
+from medvision.logger import Row
+from medvision.spec import DataSpec
+
+Pixels = NDArray[np.uint8]
+
+TILE = 224  # height of a picture in a sheet, pixels
+TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
+CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image as a sheet shows it.
+
+    Attributes:
+        caption: What is written beside it.
+        image: uint8 (H, W, C).
+        truth: bool (K, H, W).
+        prediction: bool (K, H, W).
+    """
+
+    caption: str
+    image: Pixels
+    truth: NDArray[np.bool_]
+    prediction: NDArray[np.bool_]
+
+
+def to_pixels(image: NDArray[np.float32], spec: DataSpec) -> Pixels:
+    """A normalised image (C, H, W) as it was before: uint8 (H, W, C)."""
+    values = image.transpose(1, 2, 0) * np.array(spec.std) + np.array(spec.mean)
+    result: Pixels = (values * 255).round().clip(0, 255).astype(np.uint8)
+    return result
+
+
+def sheet(path: Path, examples: Sequence[Example], classes: Sequence[str], title: str) -> None:
+    """Draws a row for each example: image, truth, prediction, errors (green right, blue missed, red false)."""
+    rows = [_row(example) for example in examples]
+    width, font = max(row.shape[1] for row in rows), ImageFont.load_default(14)
+    line = 22
+    page = Image.new("RGB", (width, 2 * line + sum(row.shape[0] + line for row in rows)), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((4, 3), title, "black", font)
+    legend = "image  |  truth  |  prediction  |  errors: green right, blue missed, red false"
+    draw.text((4, line), legend, "dimgrey", font)
+    if len(classes) > 1:
+        x = draw.textlength(legend, font) + 24
+        for k, name in enumerate(classes):
+            draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
+            x += draw.textlength(name, font) + 12
+    y = 2 * line
+    for row, example in zip(rows, examples, strict=True):
+        draw.text((4, y + 3), example.caption, "black", font)
+        page.paste(Image.fromarray(row), (0, y + line))
+        y += row.shape[0] + line
+    with replacing(path) as temporary:
+        page.save(temporary, "PNG")
+
+
+def _row(example: Example) -> Pixels:
+    height, width = example.image.shape[:2]
+    size = (max(1, round(width * TILE / height)), TILE)
+    shrunk = cv2.resize(example.image, size, interpolation=cv2.INTER_AREA)
+    image: Pixels = np.broadcast_to(shrunk.reshape(*size[::-1], -1), (*size[::-1], 3)).astype(np.uint8)
+    truth, prediction = (_enlarge(masks, size) for masks in (example.truth, example.prediction))
+    several = len(truth) > 1
+    views = [image]
+    for masks, colour in ((truth, TRUTH), (prediction, CLASSES[0])):
+        view = image
+        for k, mask in enumerate(masks):
+            view = _paint(view, mask, CLASSES[k % len(CLASSES)] if several else colour)
+        views.append(view)
+    either, right = truth.any(0) | prediction.any(0), (truth == prediction).all(0)
+    false = (prediction & ~truth).any(0)
+    errors = (0.35 * image).astype(np.uint8)
+    for mask, colour in ((either & right, TRUTH), (either & ~right & ~false, MISSED), (false, FALSE)):
+        errors[mask] = colour
+    gap = np.full((TILE, 4, 3), 255, np.uint8)
+    result: Pixels = np.concatenate([part for view in [*views, errors] for part in (view, gap)], axis=1)
+    return result
+
+
+def _enlarge(masks: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    return np.stack([cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks])
+
+
+def _paint(image: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Pixels:
+    """A thin veil of colour with a clear outline, so that what lies under it stays to be judged."""
+    result = image.copy()
+    result[mask] = (0.75 * result[mask] + 0.25 * np.array(colour)).astype(np.uint8)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(result, contours, -1, colour, 1, cv2.LINE_AA)
+    return result
+
+
+def curves(path: Path, history: Sequence[Row]) -> None:
+    """Draws loss, overlap on the validation split and learning rate by epoch from the rows of `metrics.csv`."""
+    from matplotlib.backends.backend_agg import (
+        FigureCanvasAgg,
+    )  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    panels = [
+        ("loss", ["train/loss_epoch", "val/loss"]),
+        ("validation", ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]),
+        ("learning rate", ["lr"]),
+    ]
+    steps = max((row[1] for row in history), default=0) + 1
+    epochs = max((row[0] for row in history), default=1)
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in names:
+            points = [((step + 1) / steps * epochs, value) for _, step, metric, value in history if metric == name]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, label=name)
+        axes.set(xlabel="epoch", title=label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -1,0 +1,161 @@
+"""Overlap metrics from counted pixels: per image and pooled, at one threshold or at every one of a grid.
+
+Names: `dice` and `jaccard` pool the pixels of all images; `dice_image` and `jaccard_image` are means over images.
+Several classes are averaged with equal weight. 0/0 is `EMPTY` for an image with neither truth nor prediction, as in
+the ISIC challenges; a ratio that is 0/0 for another reason (sensitivity without truth, say) is left out of the mean.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+EMPTY = 1.0
+COUNTS = ("tp", "fp", "fn", "tn")
+GRID: NDArray[np.float32] = (np.arange(1, 100) / 100).astype(np.float32)
+"""The thresholds among which validation chooses: 0.01 to 0.99."""
+
+Counts = NDArray[np.int64]
+
+
+def count(predicted: Tensor, target: Tensor) -> Tensor:
+    """Counts pixels.
+
+    Args:
+        predicted: bool (N, K, H, W).
+        target: (N, K, H, W), non-zero where the class is.
+
+    Returns:
+        int64 (N, K, 4): true positives, false positives, false negatives, true negatives.
+    """
+    truth = target.bool()
+    tp = (predicted & truth).sum((-2, -1))
+    positives, trues = predicted.sum((-2, -1)), truth.sum((-2, -1))
+    pixels = truth.shape[-1] * truth.shape[-2]
+    return torch.stack([tp, positives - tp, trues - tp, pixels - positives - trues + tp], -1)
+
+
+def scores(counts: Counts, empty: float = EMPTY) -> dict[str, NDArray[np.float64]]:
+    """Every metric of each row of counts.
+
+    Args:
+        counts: int (..., 4) as `count` gives them.
+        empty: The value of 0/0 where neither truth nor prediction has a pixel.
+
+    Returns:
+        float64 arrays of shape (...), NaN where a metric has no value.
+    """
+    tp, fp, fn, tn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    nothing = tp + fp + fn == 0
+
+    def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+        value = np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+        result: NDArray[np.float64] = np.where(np.isnan(value) & nothing, empty, value)
+        return result
+
+    return {
+        "dice": ratio(2 * tp, 2 * tp + fp + fn),
+        "jaccard": ratio(tp, tp + fp + fn),
+        "sensitivity": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
+        "precision": ratio(tp, tp + fp),
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+    }
+
+
+def summarise(counts: Counts, classes: Sequence[str], empty: float = EMPTY) -> dict[str, float]:
+    """Summary of a split.
+
+    Args:
+        counts: int (N, K, 4).
+        classes: The K names.
+        empty: As for `scores`.
+
+    Returns:
+        Pooled metrics under their names and means over images under `<name>_image`; with several classes the mean
+        over classes, and each class under `<name>/<class>`. A metric without a value is absent.
+    """
+    pooled, images = scores(counts.sum(0), empty), scores(counts, empty)
+    result: dict[str, float] = {}
+    for name in pooled:
+        by_class = {
+            name: pooled[name],
+            f"{name}_image": np.array([_mean(images[name][:, k]) for k in range(len(classes))]),
+        }
+        for key, values in by_class.items():
+            result[key] = _mean(values)
+            if len(classes) > 1:
+                result |= {f"{key}/{c}": float(v) for c, v in zip(classes, values, strict=True)}
+    return {key: value for key, value in result.items() if not np.isnan(value)}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+class Overlap(Metric):
+    """Counts of a split, batch by batch, each image once over all processes.
+
+    Args:
+        classes: Names of the classes.
+        threshold: Probability from which a pixel is predicted.
+    """
+
+    full_state_update = False
+    counts: list[Tensor]
+
+    def __init__(self, classes: Sequence[str], threshold: float = 0.5) -> None:
+        super().__init__()
+        self.classes, self.threshold = classes, threshold
+        self.add_state("counts", default=[], dist_reduce_fx="cat")
+
+    def update(self, probability: Tensor, target: Tensor) -> None:
+        """Adds a batch: probabilities and target (N, K, H, W)."""
+        self.counts.append(count(probability >= self.threshold, target))
+
+    def compute(self) -> dict[str, float]:
+        """The summary of all that was added."""
+        counts = torch.cat(self.counts) if isinstance(self.counts, list) else self.counts
+        return summarise(counts.cpu().numpy(), self.classes)
+
+
+def histogram(probability: Tensor, target: Tensor, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Counts of one image at every threshold, in one pass over its pixels, exactly as comparing with each.
+
+    Args:
+        probability: float (K, H, W) in [0, 1].
+        target: (K, H, W) of 0 and 1.
+        thresholds: Ascending, T of them.
+
+    Returns:
+        int64 (T, K, 4), as `count` of `probability >= threshold`.
+    """
+    classes, bins = probability.shape[0], len(thresholds) + 1
+    edges = torch.from_numpy(thresholds).to(probability.device)
+    # bin b: at least `b` thresholds are reached
+    reached = torch.bucketize(probability.float().flatten(1), edges, right=True)
+    label = (torch.arange(classes, device=reached.device)[:, None] * 2 + target.flatten(1).long()) * bins + reached
+    counted = torch.bincount(label.flatten(), minlength=classes * 2 * bins).view(classes, 2, bins).cpu().numpy()
+    above = counted[..., ::-1].cumsum(-1)[..., ::-1]  # pixels that reach at least b thresholds
+    predicted, total = above[..., 1:], above[..., :1]
+    fp, tp = predicted[:, 0], predicted[:, 1]
+    tn, fn = total[:, 0] - fp, total[:, 1] - tp
+    result: NDArray[np.int64] = np.stack([tp, fp, fn, tn], -1).transpose(1, 0, 2)
+    return result
+
+
+def best_threshold(counts: Counts, thresholds: NDArray[np.float32], metric: str = "jaccard") -> float:
+    """The threshold with the highest mean of a per-image metric; of equal ones the nearest to 0.5.
+
+    Args:
+        counts: int (N, T, 4) of one class, from `histogram`.
+        thresholds: The T thresholds.
+        metric: A key of `scores`.
+    """
+    means = np.array([_mean(column) for column in scores(counts)[metric].T])
+    best = np.flatnonzero(np.isclose(means, np.nanmax(means), rtol=0, atol=1e-12))
+    return round(float(thresholds[best[np.abs(thresholds[best] - 0.5).argmin()]]), 6)

@@ -1,0 +1,117 @@
+"""U-Net++, the nested U-Net.
+
+Zhou, Siddiquee, Tajbakhsh, Liang: "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA
+2018, https://arxiv.org/abs/1807.10165. Weights of the published PyTorch implementation load through
+`load_published`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvision.errors import MedvisionError
+from medvision.models.padding import crop_like, pad_to_multiple
+
+
+class Node(nn.Module):
+    """Two 3x3 convolutions, each with batch normalisation and ReLU: (N, in, H, W) -> (N, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        # The biases do nothing before a batch normalisation; published weights have them.
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine one feature map."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+
+
+class UNetPP(nn.Module):
+    """U-Net++ (arXiv:1807.10165): a U-Net whose skip connections are themselves nested decoders.
+
+    Node x(i, j) sits at resolution 1/2^i and sees every earlier node of its row and, upsampled, x(i+1, j-1).
+    The main output comes from x(0, L), L = ``len(channels) - 1``; with deep supervision x(0, 1) ... x(0, L-1)
+    have heads as well. Inputs are padded to a multiple of 2^L by repeating their edges, and cropped back.
+
+    Args:
+        in_channels: channels of the image.
+        num_outputs: channels K of the logits.
+        deep_supervision: one head for each node x(0, j) instead of the last one only.
+        channels: width of each resolution, finest first; at least two.
+
+    Raises:
+        MedvisionError: fewer than two resolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_outputs: int = 1,
+        deep_supervision: bool = False,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2:
+            raise MedvisionError(f"UNetPP needs at least two channel widths, got channels={tuple(channels)}.")
+        self.deep_supervision = deep_supervision
+        self.depth = len(channels) - 1
+        self.nodes = nn.ModuleDict()
+        for i, width in enumerate(channels):
+            self.nodes[f"x{i}_0"] = Node(channels[i - 1] if i else in_channels, width)
+            for j in range(1, len(channels) - i):
+                self.nodes[f"x{i}_{j}"] = Node(j * width + channels[i + 1], width)
+        self.out = nn.ModuleList(
+            nn.Conv2d(channels[0], num_outputs, 1) for _ in range(self.depth if deep_supervision else 1)
+        )
+
+    def published_prefixes(self) -> dict[str, str | None]:
+        """Prefixes of the published implementation's keys and what they are called here."""
+        names: dict[str, str | None] = {f"conv{name[1:]}.": f"nodes.{name}." for name in self.nodes}
+        if self.deep_supervision:
+            return names | {f"final{self.depth - i}.": f"out.{i}." for i in range(self.depth)}
+        return names | {"final.": "out.0."}
+
+    def _top_row(self, image: Tensor) -> list[Tensor]:
+        """Features of x(0, 1) ... x(0, L) on the padded image."""
+        x = pad_to_multiple(image, 2**self.depth)
+        rows: list[list[Tensor]] = []
+        for i in range(self.depth + 1):
+            rows.append([self.nodes[f"x{i}_0"](F.max_pool2d(x, 2) if i else x)])
+            x = rows[i][0]
+            # A new resolution completes the diagonal of nodes above it.
+            for j in range(1, i + 1):
+                above, below = rows[i - j], rows[i - j + 1][j - 1]
+                up = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=True)
+                above.append(self.nodes[f"x{i - j}_{j}"](torch.cat([*above, up], dim=1)))
+        return rows[0][1:]
+
+    def heads(self, image: Tensor) -> list[Tensor]:
+        """Logits of every head, main (deepest) first, in training and in evaluation.
+
+        Args:
+            image: (N, C, H, W), normalised.
+
+        Returns:
+            Tensors (N, K, H, W): L of them with deep supervision, else one.
+        """
+        row = reversed(self._top_row(image))
+        return [crop_like(head(node), image) for head, node in zip(self.out, row, strict=False)]
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Segment a batch.
+
+        Args:
+            image: (N, C, H, W), normalised; any height and width.
+
+        Returns:
+            Logits (N, K, H, W), unbounded; while training with deep supervision the list of `heads`.
+        """
+        if self.training and self.deep_supervision:
+            return self.heads(image)
+        return crop_like(self.out[0](self._top_row(image)[-1]), image)

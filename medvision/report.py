@@ -1,0 +1,128 @@
+"""The end of a run: both splits measured, everything written to its folder, a table on the terminal."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from medvision import figures
+from medvision.build import Run, load_run
+from medvision.errors import MedvisionError
+from medvision.evaluation import Evaluation, evaluate, examples
+from medvision.files import write_json, write_text
+from medvision.logger import read_history
+from medvision.runs import RunFolder
+
+log = logging.getLogger(__name__)
+
+SHOWN = (
+    "dice_image",
+    "jaccard_image",
+    "dice",
+    "jaccard",
+    "sensitivity_image",
+    "specificity_image",
+    "precision_image",
+)
+
+
+def finish(place: RunFolder) -> None:
+    """Measures validation and test with the best epoch's weights and writes the results; `metrics.json` is the last.
+
+    The threshold of each class is chosen on validation, unless the config gives a number, and applied to test.
+    """
+    run = load_run(place.path)
+    trainer, wanted = run.evaluating(), run.config.threshold
+    val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
+    threshold = val.choose() if wanted == "validation" else [float(wanted)] * len(val.classes)
+    results: dict[str, Any] = {}
+    for split in ("val", "test"):
+        if split in run.data.splits:
+            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, threshold)
+            results[split] = found.summary(threshold)
+            write_text(place.results(split), found.table(threshold))
+            draw(place.picture(split), run, found, threshold)
+    figures.curves(place.path / "curves.png", read_history(place.history))
+    best = run.best
+    write_json(
+        place.metrics,
+        results
+        | {
+            "threshold": threshold[0] if len(threshold) == 1 else threshold,
+            "epoch": best["best_epoch"],
+            "monitor": {"name": run.task.monitor, "value": best["best"]},
+            "fingerprint": run.data.cache.digest,
+        },
+    )
+
+
+def draw(path: Path, run: Run, found: Evaluation, threshold: list[float]) -> None:
+    """Draws images of a split from the worst to the best."""
+    title = f"{found.split}: from the worst to the best of {len(found.images)} images, threshold {_text(threshold)}"
+    figures.sheet(path, examples(run.task, run.data, found, threshold), run.data.spec.classes, title)
+
+
+def show(place: RunFolder, run: Run) -> None:
+    """Prints the results of a finished run."""
+    metrics = run.metrics
+    splits: dict[str, dict[str, float]] = {name: metrics[name] for name in ("val", "test") if name in metrics}
+    if "test" not in splits:
+        log.warning(
+            "%s has no test split here: the numbers are of the validation split, which also chose the epoch and the "
+            "threshold, so they flatter",
+            run.data.spec.name,
+        )
+    title = f"epoch {metrics['epoch']}, threshold {_text(run.threshold)} chosen on validation"
+    if run.config.threshold != "validation":
+        title = title.removesuffix(" chosen on validation")
+    print_table(title, splits)
+    print(f"pictures: {place.picture(run.data.reported_split)}\nresults:  {place.metrics}")
+    if hint := precision_hint(str(run.config.trainer.precision)):
+        print(hint)
+
+
+def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
+    """Prints metrics, a column for each split; plain text where the output is no terminal."""
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.ROUNDED if terminal else box.ASCII2)
+    table.add_column("metric")
+    for name in columns:
+        table.add_column(name, justify="right")
+    per_class = sorted({k for c in columns.values() for k in c if k.startswith(("dice_image/", "jaccard_image/"))})
+    for metric in (*SHOWN, *per_class):
+        table.add_row(metric, *(f"{c[metric]:.4f}" if metric in c else "-" for c in columns.values()))
+    print(title)
+    Console(width=None if terminal else 120).print(table)
+
+
+def precision_hint(precision: str) -> str | None:
+    """Says where 16-bit arithmetic would help and is not used."""
+    import torch
+
+    if "16" in precision:
+        return None
+    flags = Path("/proc/cpuinfo")
+    cpu = flags.exists() and "avx512_bf16" in flags.read_text(encoding="utf-8")
+    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if not (gpu or (cpu and not torch.cuda.is_available())):
+        return None
+    device = "GPU" if gpu else "CPU"
+    return f"this {device} computes in bfloat16: trainer.precision=bf16-mixed takes about half the time a step"
+
+
+def _text(threshold: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in threshold)
+
+
+def require_finished(place: RunFolder) -> None:
+    """Refuses what needs a finished run.
+
+    Raises:
+        MedvisionError: If the run has no results yet.
+    """
+    if not place.metrics.exists():
+        raise MedvisionError(f"{place.path} is not finished; go on with python -m medvision.train resume={place.path}")

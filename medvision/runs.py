@@ -1,0 +1,203 @@
+"""A run folder: what lies where in it, and the record of the circumstances."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from medvision.data import ImageDataModule
+from medvision.errors import MedvisionError
+from medvision.files import read_json, write_json
+
+PACKAGES = [
+    "medvision",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "timm",
+    "segmentation-models-pytorch",
+    "albumentations",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scikit-learn",
+    "hydra-core",
+    "omegaconf",
+]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places in a run folder; it alone is enough to evaluate, resume or look at the run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config; places on this machine stay references to the environment with a default."""
+        return self.path / ".hydra" / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """What was typed."""
+        return self.path / ".hydra" / "overrides.yaml"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch that validation chose."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to resume from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """Results of the finished run."""
+        return self.path / "metrics.json"
+
+    @property
+    def history(self) -> Path:
+        """Every number that was logged while training."""
+        return self.path / "metrics.csv"
+
+    @property
+    def splits(self) -> Path:
+        """The ids of each split and the fingerprint of the data."""
+        return self.path / "splits.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, commit, hardware, and one entry for each time that the run was started."""
+        return self.path / "environment.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.path / ".lock"
+
+    def results(self, split: str) -> Path:
+        """Per-image results of a split."""
+        return self.path / f"results_{split}.csv"
+
+    def picture(self, split: str) -> Path:
+        """Images of a split with truth and prediction, from the worst to the best."""
+        return self.path / f"predictions_{split}.png"
+
+    def require_checkpoint(self) -> Path:
+        """The best checkpoint.
+
+        Raises:
+            MedvisionError: If there is none yet.
+        """
+        if not self.best.exists():
+            raise MedvisionError(
+                f"{self.best} is missing: no epoch of this run was finished. Go on with "
+                f"python -m medvision.train resume={self.path}"
+            )
+        return self.best
+
+    def record_data(self, data: ImageDataModule) -> None:
+        """Writes the split; on a run that has one, checks that the data is still the same.
+
+        Raises:
+            MedvisionError: If it is not.
+        """
+        now = {
+            "fingerprint": data.cache.digest,
+            **{name: [s.id for s in samples] for name, samples in data.splits.items()},
+        }
+        if not self.splits.exists():
+            write_json(self.splits, now)
+        elif (then := read_json(self.splits)) != now:
+            differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
+            raise MedvisionError(
+                f"the data in {data.root} is not what {self.path} was trained on (differing: "
+                f"{', '.join(sorted(differing))}); restore it, or start a new run"
+            )
+
+    def record_start(self, seed: int) -> None:
+        """Writes the environment and adds this start to the list."""
+        record = read_json(self.environment) if self.environment.exists() else environment(seed) | {"starts": []}
+        record["starts"].append({"time": _now(), "command": sys.argv, "pid": os.getpid(), "host": platform.node()})
+        write_json(self.environment, record)
+
+    def record_end(self, seconds_per_epoch: list[float]) -> None:
+        """Adds to the last start how long its epochs took and how much memory."""
+        record = read_json(self.environment)
+        record["starts"][-1] |= {
+            "ended": _now(),
+            "seconds_per_epoch": [round(s, 3) for s in seconds_per_epoch],
+            "peak_memory_mb": round(peak_memory() / 1e6),
+        }
+        write_json(self.environment, record)
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, git state, hardware and seed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None  # a checkout that was not installed
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": versions,
+        "git": _git(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "gpus": gpus,
+        },
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and dirtiness of the code that runs, None where it is no checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,70 @@
+"""The facts of a data set that models, losses and metrics read; frozen and checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from medvision.errors import MedvisionError
+
+Kind = Literal["binary", "multilabel"]
+
+
+def as_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels from one number (square) or a pair `[h, w]`.
+
+    Raises:
+        MedvisionError: If it is neither, or not positive.
+    """
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise MedvisionError(
+            f"image size is {size!r}; expected a positive int or [height, width], e.g. data.image_size=[192,256]"
+        )
+    return pair[0], pair[1]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set is.
+
+    Attributes:
+        name: Its word on the command line.
+        classes: Names of the foreground classes, one per output channel.
+        kind: `binary` (one class) or `multilabel` (classes that may overlap), both with a sigmoid per channel.
+        in_channels: Channels of an image as read: 3 (RGB) or 1 (grey).
+        num_outputs: Channels of the logits, as the configs hand them to the models.
+        mean: Mean of each channel over the training split, in [0, 1].
+        std: Standard deviation of each channel over the training split, in [0, 1].
+        image_size: Height and width in pixels at which the network sees an image.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    kind: Kind
+    in_channels: int
+    num_outputs: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int] = (256, 256)
+
+    def __post_init__(self) -> None:
+        """Accepts lists, as configs have them, and checks that the facts agree."""
+        for field in ("classes", "mean", "std"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "image_size", as_size(self.image_size))
+        if self.kind not in ("binary", "multilabel"):
+            raise MedvisionError(f"data.spec.kind is {self.kind!r}; expected 'binary' or 'multilabel'")
+        if self.kind == "binary" and len(self.classes) != 1:
+            raise MedvisionError(f"a binary data set has one class, data.spec.classes has {list(self.classes)}")
+        if self.num_outputs != len(self.classes):
+            raise MedvisionError(
+                f"data.spec.num_outputs is {self.num_outputs}, but data.spec.classes names "
+                f"{len(self.classes)}: {list(self.classes)}; make them agree"
+            )
+        if self.in_channels not in (1, 3):
+            raise MedvisionError(f"data.spec.in_channels is {self.in_channels}; expected 1 (grey) or 3 (RGB)")
+        if not len(self.mean) == len(self.std) == self.in_channels or min(self.std, default=0) <= 0:
+            raise MedvisionError(
+                f"data.spec.mean {self.mean} and data.spec.std {self.std} need {self.in_channels} numbers each, "
+                "std above 0"
+            )

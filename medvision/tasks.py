@@ -1,0 +1,148 @@
+"""LightningModules: how a model is trained and measured."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from medvision.losses import DeepSupervision
+from medvision.metrics import GRID, Overlap, histogram
+from medvision.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Pixels of one image counted at its own size.
+
+    Attributes:
+        id: The image.
+        size: Height and width, pixels.
+        counts: int64 (T, K, 4): true and false positives, false and true negatives at each threshold.
+    """
+
+    id: str
+    size: tuple[int, int]
+    counts: NDArray[np.int64]
+
+
+class SegmentationTask(pl.LightningModule):
+    """Trains and measures a model whose logits (N, K, H, W) have one sigmoid per class.
+
+    While it trains, the validation split is measured at network size and a probability of one half; `test_step`
+    measures at the original size of each mask and counts at every threshold.
+
+    Args:
+        model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
+        loss: `loss(logits, target) -> scalar`.
+        optimizer: Makes the optimizer of the parameters that are to be trained.
+        scheduler: Makes the learning-rate schedule of an optimizer, stepped each epoch; None keeps it constant.
+        spec: The facts of the data set.
+        monitor: The logged metric that chooses the epoch.
+        mode: Whether more of it is better (`max`) or less (`min`).
+        supervision_weights: Weights of deep supervision, the main output first; None is the mean.
+        seed: Decides dropout and all else that a training step draws.
+        channels_last: Keep tensors in the memory order that 16-bit convolutions are fast in.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None,
+        spec: DataSpec,
+        monitor: str = "val/jaccard_image",
+        mode: Literal["max", "min"] = "max",
+        supervision_weights: Sequence[float] | None = None,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)
+        self.loss = DeepSupervision(loss, supervision_weights)
+        self.optimizer, self.scheduler, self.spec, self.seed = optimizer, scheduler, spec, seed
+        self.monitor, self.mode = monitor, mode
+        self.overlap = Overlap(spec.classes)
+        self.thresholds: NDArray[np.float32] = GRID
+        self.counted: list[ImageCounts] = []
+
+    def forward(self, image: Tensor) -> Any:
+        """Logits of normalised images (N, C, H, W)."""
+        return self.model(image.contiguous(memory_format=self.memory_format))
+
+    def probability(self, image: Tensor) -> Tensor:
+        """Probabilities (N, K, H, W), float32, of normalised images (N, C, H, W)."""
+        result: Tensor = self(image).float().sigmoid()
+        return result
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it."""
+        state = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(state).generate_state(1, np.uint64)[0] >> 1))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss: Tensor = self._step(batch, "train")[1]
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Counts one batch; returns its probabilities, for callbacks that draw."""
+        probability: Tensor = self._step(batch, "val")[0].float().sigmoid()
+        self.overlap.update(probability, batch["target"])
+        return probability
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of the validation split as `val/<metric>`."""
+        self.log_dict({f"val/{name}": value for name, value in self.overlap.compute().items()})
+        self.overlap.reset()
+
+    def on_test_start(self) -> None:
+        """Forgets an earlier evaluation."""
+        self.counted = []
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Counts each image of a batch at the size of its `mask`, into `counted`."""
+        for probability, mask, name in zip(self.probability(batch["image"]), batch["mask"], batch["id"], strict=True):
+            full = resize_probability(probability, mask.shape[-2:])
+            counts = histogram(full, mask.to(full.device), self.thresholds)
+            self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and, if there is one, the schedule."""
+        optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]  # a TypedDict by shape
+
+    def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
+        outputs = self(batch["image"])
+        loss: Tensor = self.loss(outputs, batch["target"])
+        train = split == "train"
+        self.log(
+            f"{split}/loss",
+            loss,
+            on_step=train,
+            on_epoch=True,
+            batch_size=len(batch["image"]),
+            sync_dist=not train,
+        )
+        if train:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        return outputs, loss
+
+
+def resize_probability(probability: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes probabilities (K, H, W) to (K, *size), bilinear."""
+    if tuple(probability.shape[-2:]) == tuple(size):
+        return probability
+    return F.interpolate(probability[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
