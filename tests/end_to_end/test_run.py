@@ -1,0 +1,226 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+FILES = [
+    ".hydra/config.yaml",
+    ".hydra/overrides.yaml",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "curves.png",
+    "environment.json",
+    "metrics.csv",
+    "metrics.json",
+    "predictions_test.png",
+    "predictions_val.png",
+    "results_test.csv",
+    "results_val.csv",
+    "splits.json",
+    "train.log",
+    "validation.png",
+]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_run_folder_is_whole(finished):
+    folder, _ = finished
+    assert [name for name in FILES if not (folder / name).is_file()] == []
+    assert list(folder.rglob("*.tmp")) == []
+    for picture in folder.glob("*.png"):
+        assert min(Image.open(picture).size) > 200
+
+
+def test_summary_is_a_table_and_names_the_picture(finished):
+    folder, printed = finished
+    assert "dice_image" in printed
+    assert f"pictures: {folder / 'predictions_test.png'}" in printed
+    assert "epoch 3/3" in printed
+    ours = [line for line in printed.splitlines() if "wandb" not in line]
+    assert not any("\x1b" in line for line in ours)  # plain text where the output is no terminal
+
+
+def test_metrics_can_be_recomputed_from_the_per_image_results(finished):
+    folder, _ = finished
+    metrics = read(folder / "metrics.json")
+    for split, number in (("val", 6), ("test", 7)):
+        rows = list(csv.DictReader((folder / f"results_{split}.csv").open()))
+        assert len(rows) == number
+        assert {float(row["threshold"]) for row in rows} == {metrics["threshold"]}
+        tp, fp, fn = (np.array([int(row[key]) for row in rows]) for key in ("tp", "fp", "fn"))
+        assert metrics[split]["dice"] == pytest.approx(2 * tp.sum() / (2 * tp + fp + fn).sum(), abs=1e-12)
+        assert metrics[split]["jaccard_image"] == pytest.approx((tp / (tp + fp + fn)).mean(), abs=1e-12)
+
+
+def test_environment_and_splits_are_recorded(finished):
+    folder, _ = finished
+    record, splits = read(folder / "environment.json"), read(folder / "splits.json")
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert len(record["starts"]) == 1
+    assert len(record["starts"][0]["seconds_per_epoch"]) == 3
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [16, 6, 7]
+    assert splits["fingerprint"] == read(folder / "metrics.json")["fingerprint"]
+
+
+def test_checkpoints_hold_plain_values_only(finished):
+    folder, _ = finished
+    for name in ("best", "last"):
+        checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert any(key.startswith("model.") for key in checkpoint["state_dict"])
+
+
+def test_several_loggers_at_once(finished):
+    folder, _ = finished
+    assert list((folder / "tensorboard").glob("events*"))
+    assert list((folder / "wandb").glob("offline-run*"))
+
+
+def test_best_epoch_is_that_of_the_monitored_metric(finished):
+    folder, _ = finished
+    rows = [row for row in csv.DictReader((folder / "metrics.csv").open()) if row["metric"] == "val/jaccard_image"]
+    values = [float(row["value"]) for row in rows]
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    metrics = read(folder / "metrics.json")
+    assert metrics["epoch"] == 1 + int(np.argmax(values))
+    assert metrics["monitor"]["value"] == pytest.approx(max(values))
+
+
+def test_evaluate_reproduces_the_numbers_from_the_folder_alone(cli, finished, tmp_path):
+    folder = tmp_path / "moved = and spaced"
+    shutil.copytree(finished[0], folder)
+    for split in ("test", "val"):
+        done = cli("evaluate", f"run='{folder}'", f"split={split}")
+        assert "equal to the numbers" in done.stdout
+        assert read(folder / "evaluations" / f"{split}_stored.json")[split] == read(folder / "metrics.json")[split]
+        same = (folder / "evaluations" / f"{split}_stored.csv").read_text()
+        assert same == (folder / f"results_{split}.csv").read_text()
+
+
+def test_evaluate_takes_another_threshold_and_split(cli, finished):
+    folder, _ = finished
+    cli("evaluate", f"run={folder}", "split=train", "threshold=0.123")
+    rows = list(csv.DictReader((folder / "evaluations" / "train_0.123.csv").open()))
+    assert len(rows) == 16
+    assert {row["threshold"] for row in rows} == {"0.123"}
+
+
+def test_evaluate_warns_of_changed_data(cli, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    metrics = read(folder / "metrics.json")
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"fingerprint": "another"}))
+    assert "is not what the run was trained on" in cli("evaluate", f"run={folder}").stdout.replace("\n", " ")
+
+
+def test_a_finished_run_is_shown_again_and_not_trained(cli, finished):
+    folder, _ = finished
+    before = (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    done = cli("train", f"resume={folder}")
+    assert "is finished" in done.stdout and "dice_image" in done.stdout
+    assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(cli, finished):
+    folder, _ = finished
+    assert "already holds a run" in cli("train", f"hydra.run.dir={folder}", code=1).stderr
+
+
+def test_resuming_with_a_changed_config_names_the_differences(cli, finished):
+    folder, _ = finished
+    error = cli("train", f"resume={folder}", "optimizer.lr=0.5", "model=unet", code=1).stderr
+    assert "optimizer.lr: 0.001 -> 0.5" in error
+    assert "model._target_: medvision.models.UNetV2 -> medvision.models.SMP" in error
+    cli("train", f"resume={folder}", "optimizer.lr=0.001")  # the same value is no change
+
+
+def test_ckpt_path_starts_from_a_lightning_checkpoint(cli, finished, tiny):
+    folder, last = cli.root / "longer", finished[0] / "checkpoints" / "last.ckpt"
+    cli("train", *tiny, f"hydra.run.dir={folder}", f"ckpt_path={last}", "trainer.max_epochs=4")
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert {row["epoch"] for row in rows} == {"4"}
+    before, after = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (finished[0], folder))
+    assert (before["global_step"], after["global_step"]) == (12, 16)
+
+
+def test_early_stopping_stops_and_stays_stopped(cli, tiny):
+    folder = cli.root / "early"
+    never = ["optimizer=sgd", "optimizer.lr=1e-12", "callbacks.early_stopping.patience=1", "trainer.max_epochs=9"]
+    cli("train", *tiny, *never, "scheduler=none", "task.monitor=train/loss", f"hydra.run.dir={folder}", code=1)
+    cli("train", *tiny, *never, "scheduler=none", f"hydra.run.dir={folder}")
+    epochs = {row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())}
+    assert len(epochs) < 9
+    (folder / "metrics.json").unlink()  # as if it had been killed while it evaluated
+    cli("train", f"resume={folder}")
+    assert {row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())} == epochs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=isic2017"], ["ISIC-2017_Training_Data", "challenge.isic-archive.com", "data=phantom needs no download"]),
+        (["model=unetv3"], ["model=unetv3", "did you mean 'unetv2'"]),
+        (["modle=unet"], ["did you mean 'model'"]),
+        (["trainer.max_epoch=3"], ["did you mean 'trainer.max_epochs'"]),
+        (["model.encoder=pvt_v2_b9"], ["pvt_v2_b9", "pvt_v2_b0"]),
+        (["data.image_size=0"], ["image size", "positive"]),
+        (["hydra.run.dir=/proc/nowhere"], ["cannot write to /proc/nowhere", "hydra.run.dir"]),
+        (["ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no file"]),
+        (["resume=nowhere"], ["holds no run"]),
+        (["optimizer.lr=fast"], ["optimizer", "lr"]),
+        (["trainer.precision=12-bit"], ["trainer", "12-bit"]),
+        (["callbacks.early_stopping.patience=-1"], ["patience"]),
+    ],
+)
+def test_refusals_are_one_message_before_training(cli, tiny, overrides, said):
+    runs = cli.root / "runs"
+    error = cli("train", *tiny, *overrides, code=1).stderr
+    assert [words for words in said if words not in error] == []
+    assert "Traceback" not in error
+    assert not list(runs.glob("*")) if runs.exists() else True
+
+
+def test_traceback_on_request(cli):
+    assert "Traceback" in cli("train", "resume=nowhere", "traceback=true", code=1).stderr
+
+
+def test_help_and_config_are_shown(cli):
+    assert "unetpp" in cli("train", "--help").stdout
+    assert "_target_: medvision.models.UNetPP" in cli("train", "--cfg", "job", "model=unetpp").stdout
+
+
+def test_own_configs_are_added(cli, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults: [unetpp]\ndeep_supervision: true\n")
+    shown = cli("train", "--config-dir", str(tmp_path), "--cfg", "job", "model=mine").stdout
+    assert "deep_supervision: true" in shown
+
+
+def test_sweep_runs_each_job_in_a_folder_of_its_own(cli, tiny):
+    folder = cli.root / "sweep"
+    cli("train", "-m", *tiny, "trainer.max_epochs=1", "seed=1,2", f"hydra.sweep.dir={folder}")
+    results = [read(folder / job / "metrics.json")["val"] for job in "01"]
+    assert results[0] != results[1]
+
+
+def test_compiled_model_has_the_same_checkpoint(cli, tiny, finished):
+    folder = cli.root / "compiled"
+    cli("train", *tiny, "compile=true", "trainer.max_epochs=1", "trainer.limit_train_batches=1", f"hydra.run.dir={folder}")
+    keys = [
+        torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"].keys() for f in (folder, finished[0])
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_bf16_is_one_override(cli, tiny):
+    folder = cli.root / "bf16"
+    done = cli("train", *tiny, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", f"hydra.run.dir={folder}")
+    assert "bf16-mixed" in done.stdout
+    assert "takes about half the time" not in done.stdout
+    assert "equal to the numbers" in cli("evaluate", f"run={folder}").stdout

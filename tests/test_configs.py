@@ -1,0 +1,285 @@
+"""Whatever lies in conf/ is composed and built: a new yaml is tested by being there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from medvision import cli
+from medvision.build import build
+from medvision.errors import MedvisionError
+from medvision.runs import RunFolder
+from medvision.tasks import SegmentationTask
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+NOT_A_PART = {"hydra", "experiment", "task"}  # Hydra's own; whole trainings; what a data set chooses
+
+
+def choices(group):
+    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
+
+
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in NOT_A_PART)
+PARTS = [(group, choice) for group in GROUPS for choice in choices(group)]
+SMALL = ["data.image_size=64", "data.batch_size=2", "data.num_workers=0", "trainer.accelerator=cpu"]
+
+
+def compose(*overrides, verb="train"):
+    """A config without Hydra's own node, as the entry points get it."""
+    cfg = cli.compose(verb, list(overrides))
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+@pytest.fixture(scope="module", autouse=True)
+def places(tmp_path_factory):
+    """Data, cache and runs of this module."""
+    root = tmp_path_factory.mktemp("configs")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("data", "cache", "runs"):
+            patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
+        patch.setenv("WANDB_MODE", "disabled")
+        yield root
+
+
+@pytest.fixture
+def prepared(request, places):
+    """`prepared("isic2017")`: overrides with which a data set is at hand: a fake of it, or few drawn images."""
+
+    def prepare(name):
+        cfg = compose(f"data={name}")
+        if "images" in cfg.data:
+            return [f"data.images.{split}=4" for split in cfg.data.images]
+        try:
+            fake = request.getfixturevalue(f"fake_{name}")
+        except pytest.FixtureLookupError:
+            pytest.skip(f"no fixture fake_{name} writes this data set")
+        if not Path(cfg.data.root).exists():
+            fake(Path(cfg.data.root))
+        return []
+
+    return prepare
+
+
+def test_groups_are_found():
+    assert {"model", "data", "loss", "optimizer", "scheduler", "augment", "callbacks", "logger", "trainer"} <= set(
+        GROUPS
+    )
+    assert ("model", "unetv2") in PARTS and ("data", "_base") not in PARTS
+
+
+@pytest.mark.parametrize(("group", "choice"), PARTS, ids=["=".join(part) for part in PARTS])
+def test_every_part_is_built(group, choice, tmp_path):
+    run = build(compose(f"{group}={choice}", *SMALL))
+    assert isinstance(run.task, SegmentationTask) and isinstance(run.task.model, nn.Module)
+    assert run.task.loss.loss(torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)) > 0
+    configured = run.task.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+    assert optimizer.defaults["lr"] == run.config.optimizer.lr
+    assert isinstance(configured, dict) == bool(run.config.scheduler)
+    run.folder = RunFolder(tmp_path)
+    trainer, *_ = run.training()
+    assert len(trainer.loggers) == 1 + len(run.config.logger)
+    assert {type(c).__name__ for c in trainer.callbacks} >= {"Checkpoint", "EpochLines"}
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_is_built(name):
+    overrides = [f"experiment={name}"]
+    if "encoder_weights" in compose(*overrides).model:
+        overrides.append("model.encoder_weights=null")  # no download
+    run = build(compose(*overrides))
+    assert run.data.spec.num_outputs == len(run.data.spec.classes)
+    assert next(run.task.model.parameters()).requires_grad
+
+
+def test_every_task_is_chosen_by_a_data_set():
+    chosen = {cli.compose("train", [f"data={d}"]).hydra.runtime.choices["task@_global_"] for d in choices("data")}
+    assert chosen == set(choices("task"))
+
+
+@pytest.mark.parametrize("verb", [file.stem for file in CONF.glob("*.yaml")])
+def test_every_verb_is_composed(verb):
+    cfg = compose(verb=verb)
+    OmegaConf.resolve(cfg)
+    assert cfg.traceback is False
+
+
+@pytest.mark.parametrize("data", choices("data"))
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model_learns_from_every_data_set(model, data, prepared):
+    run = build(compose(f"model={model}", f"data={data}", *SMALL, *prepared(data)))
+    task, spec = run.task, run.data.spec
+    batch = next(iter(run.data.train_dataloader()))
+    assert batch["image"].shape == (2, spec.in_channels, 64, 64)
+    assert batch["target"].shape == (2, spec.num_outputs, 64, 64)
+    loss = task.loss(task.train()(batch["image"]), batch["target"])
+    loss.backward()
+    gradients = [p.grad for p in task.parameters() if p.grad is not None]
+    assert loss.isfinite() and len(gradients) > 10
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(gradient.abs().max() for gradient in gradients) > 0
+    with torch.inference_mode():
+        probability = task.eval().probability(batch["image"])
+    assert probability.shape == batch["target"].shape
+    assert probability.min() >= 0 and probability.max() <= 1
+
+
+def test_defaults():
+    cfg = compose()
+    assert (cfg.model._target_, cfg.data._target_) == ("medvision.models.UNetV2", "medvision.data.Phantom")
+    assert cfg.data.spec.name == "phantom"
+
+
+def test_the_data_set_chooses_the_task_and_the_task_the_loss():
+    cfg = compose("model=unetv2", "data=isic2017")
+    assert cfg.task._target_ == "medvision.tasks.SegmentationTask"
+    assert cfg.loss.terms == {"bce": 0.5, "dice": 1, "lovasz": 0}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_loss_that_is_asked_for_wins(order):
+    cfg = compose(*["data=dsb2018", "loss=lovasz"][::order])
+    assert cfg.loss.terms == {"bce": 0, "dice": 0, "lovasz": 1}
+
+
+def test_the_facts_of_the_data_set_reach_the_model():
+    cfg = compose("data=isic2017", "data.spec.in_channels=1", "data.spec.num_outputs=2")
+    assert (cfg.model.in_channels, cfg.model.num_outputs) == (1, 2)
+
+
+@pytest.mark.parametrize("data", choices("data"))
+@pytest.mark.parametrize(("asked", "size"), [("[64,96]", (64, 96)), ("64", (64, 64))])
+def test_image_size(data, asked, size):
+    assert build(compose(f"data={data}", f"data.image_size={asked}")).data.spec.image_size == size
+
+
+def test_image_size_and_seed_reach_the_batches(prepared):
+    overrides = [*SMALL, *prepared("phantom"), "data.image_size=[32,48]", "augment=none"]
+    first, again, other = (
+        next(iter(build(compose(*overrides, f"seed={seed}")).data.train_dataloader())) for seed in (0, 0, 1)
+    )
+    assert first["image"].shape == (2, 3, 32, 48)
+    assert first["id"] == again["id"] and torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["image"], other["image"])
+
+
+def test_a_seed_makes_the_same_weights():
+    first, again, other = (build(compose(f"seed={seed}")).task.model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+def test_build_leaves_the_config_as_it_was():
+    cfg = compose("model.num_outputs=${data.spec.num_outputs}")
+    before = OmegaConf.to_yaml(cfg)
+    build(cfg)
+    assert OmegaConf.to_yaml(cfg) == before and "${" in before
+
+
+def test_places_follow_the_environment(places, monkeypatch):
+    cfg = cli.compose("train", ["data=isic2017"])
+    assert Path(cfg.data.root) == places / "data" / "isic2017"
+    assert Path(cfg.data.cache) == places / "cache"
+    assert Path(cfg.hydra.run.dir).parent == places / "runs"
+    assert Path(cfg.hydra.run.dir).name.startswith("isic2017-unetv2-")
+    for name in ("DATA", "CACHE", "RUNS"):
+        monkeypatch.delenv(f"MEDVISION_{name}")
+    cfg = compose()
+    assert (cfg.paths.data, Path(cfg.paths.cache).resolve(), cfg.paths.runs) == (
+        "data",
+        Path(".cache").resolve(),
+        "runs",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("modle=unet", "model"),
+        ("sed=1", "seed"),
+        ("experimnet=demo", "experiment"),
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("optimizer.lrr=1", "optimizer.lr"),
+        ("data.imagesize=64", "data.image_size"),
+        ("callbacks.early_stoping.patience=3", "callbacks.early_stopping.patience"),
+    ],
+)
+def test_a_misspelled_option_is_answered_with_the_right_name(override, meant):
+    key = override.split("=")[0]
+    with pytest.raises(MedvisionError, match=f"^{override}: there is no option '{key}'.*did you mean '{meant}'"):
+        cli.compose("train", ["loss=dice", override, "seed=2"])
+
+
+@pytest.mark.parametrize(
+    ("group", "choice", "meant"),
+    [("model", "unetv3", "unetv2"), ("data", "isic17", "isic2017"), ("loss", "bec", "bce")],
+)
+def test_a_misspelled_choice_is_answered_with_the_right_name(group, choice, meant):
+    message = f"^{group}={choice}: there is no such choice.*did you mean '{meant}'.*Choices: "
+    with pytest.raises(MedvisionError, match=message + ", ".join(choices(group))):
+        cli.compose("train", ["seed=2", f"{group}={choice}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model", "parsing override 'model'"),
+        ("data.image_size=[64", r"input '\[64'"),
+        ("seed=${nothing}", "does not resolve: .*'nothing' not found"),
+        ("+seed=1", "already at 'seed'"),
+    ],
+)
+def test_an_override_that_makes_no_sense_is_refused(override, message):
+    with pytest.raises(MedvisionError, match=message):
+        build(compose(override))
+
+
+def test_a_misspelling_of_another_verb():
+    with pytest.raises(MedvisionError, match=r"there is no option 'rnu'.*did you mean 'run'"):
+        cli.compose("evaluate", ["rnu=somewhere"])
+
+
+def test_a_config_has_no_room_for_a_typo():
+    cfg = compose()
+    with pytest.raises(OmegaConfBaseException):
+        cfg.trainer.max_epoch = 3
+    assert isinstance(cfg.trainer, DictConfig) and compose("+trainer.fast_dev_run=true").trainer.fast_dev_run is True
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.image_size=[64,96,3]"], r"image size is \[64, 96, 3\]; expected a positive int or \[height, width\]"),
+        (["data.image_size=0"], "image size is 0; expected a positive int"),
+        (["data.batch_size=0"], "data.batch_size is 0; expected 1 or more"),
+        (["loss.terms.bce=-1"], "loss.terms is .*'bce': -1"),
+        (["data.spec.classes=[a,b]"], "a binary data set has one class"),
+        (["model._target_=medvision.models.UNetV9"], "model: medvision.models.UNetV9 cannot be made"),
+    ],
+)
+def test_what_a_part_refuses_is_said_in_one_message(overrides, message):
+    with pytest.raises(MedvisionError, match=message):
+        build(compose(*overrides))
+
+
+def test_configs_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monkeypatch):
+    assert cli.config_folder() == CONF
+    package = tmp_path / "medvision"
+    (package / "conf").mkdir(parents=True)
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    assert cli.config_folder() == package / "conf"
+
+
+def test_own_configs_come_from_a_folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults: [unetpp]\nchannels: [4, 8]\n")
+    cfg = cli.compose("train", ["model=mine"], str(tmp_path))
+    assert (cfg.model._target_, cfg.model.channels) == ("medvision.models.UNetPP", [4, 8])
+    with pytest.raises(MedvisionError, match="--config-dir nowhere is no folder"):
+        cli.compose("train", [], "nowhere")

@@ -1,0 +1,208 @@
+import cv2
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from medvision.data import CachedDataset
+from medvision.figures import CLASSES, FALSE, MISSED, TILE, TRUTH, Example, curves, sheet, to_pixels
+
+GAP, LINE, HEAD = 4, 22, 44  # white between pictures, a line of text, two of them at the top
+IMAGE, TRUTHS, PREDICTION, ERRORS = range(4)
+
+
+def quarters(*labels):
+    """A mask (8, 8) from the four quarters that are set: `tl`, `tr`, `bl`, `br`."""
+    mask = np.zeros((8, 8), bool)
+    for label in labels:
+        mask[:4, :4] |= label == "tl"
+        mask[:4, 4:] |= label == "tr"
+        mask[4:, :4] |= label == "bl"
+        mask[4:, 4:] |= label == "br"
+    return mask
+
+
+def example(truth, prediction, colour=(100, 120, 140), size=(8, 8)):
+    masks = (
+        np.stack([cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks])
+        for masks in (truth, prediction)
+    )
+    return Example("a caption", np.full((*size, len(colour)), colour, np.uint8), *masks)
+
+
+class Page:
+    """The pixels of a sheet, found by row, picture and quarter."""
+
+    def __init__(self, path, shape=(8, 8)):
+        with Image.open(path) as image:
+            assert (image.format, image.mode) == ("PNG", "RGB")
+            self.pixels = np.asarray(image)
+        self.width = max(1, round(TILE * shape[1] / shape[0]))
+
+    def at(self, view, quarter, row=0):
+        """The colour in the middle of a quarter of a picture."""
+        y = HEAD + LINE + row * (TILE + LINE) + TILE * {"t": 1, "b": 3}[quarter[0]] // 4
+        x = view * (self.width + GAP) + self.width * {"l": 1, "r": 3}[quarter[1]] // 4
+        return tuple(self.pixels[y, x].tolist())
+
+
+def veil(colour, over):
+    return tuple(int(0.75 * o + 0.25 * c) for o, c in zip(over, colour, strict=True))
+
+
+def draw(tmp_path, *rows, classes=("lesion",)):
+    sheet(tmp_path / "sheet.png", rows, classes, "a title")
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    return tmp_path / "sheet.png"
+
+
+@pytest.mark.parametrize("colour", [(100, 120, 140), (90,)], ids=["rgb", "grey"])
+@pytest.mark.parametrize("size", [(8, 8), (80, 40), (400, 600)], ids=str)
+def test_errors_are_green_blue_and_red(tmp_path, colour, size):
+    row = example([quarters("tl", "bl")], [quarters("tl", "tr")], colour, size)
+    page = Page(draw(tmp_path, row), size)
+    assert page.pixels.shape == (HEAD + LINE + TILE, 4 * (page.width + GAP), 3)
+    plain = colour if len(colour) == 3 else colour * 3
+    assert page.at(ERRORS, "tl") == TRUTH
+    assert page.at(ERRORS, "bl") == MISSED
+    assert page.at(ERRORS, "tr") == FALSE
+    assert page.at(ERRORS, "br") == tuple(int(0.35 * value) for value in plain)
+    assert {page.at(IMAGE, quarter) for quarter in ("tl", "tr", "bl", "br")} == {plain}
+    for view, inside, colour_of in ((TRUTHS, ("tl", "bl"), TRUTH), (PREDICTION, ("tl", "tr"), CLASSES[0])):
+        for quarter in ("tl", "tr", "bl", "br"):
+            expected = veil(colour_of, plain) if quarter in inside else plain
+            assert page.at(view, quarter) == expected
+
+
+def test_the_colours_say_what_they_mean():
+    red, green, blue = (np.argmax(colour) for colour in (FALSE, TRUTH, MISSED))
+    assert (red, green, blue) == (0, 1, 2)
+
+
+def test_each_class_has_its_colour_and_the_errors_join_them(tmp_path):
+    truth = [quarters("tl", "tr"), quarters("tl", "br")]
+    prediction = [quarters("tl", "tr", "bl"), quarters("tl", "tr")]
+    page = Page(draw(tmp_path, example(truth, prediction), classes=("round", "square")))
+    grey = (100, 120, 140)
+    assert page.at(TRUTHS, "tr") == page.at(PREDICTION, "bl") == veil(CLASSES[0], grey)
+    assert page.at(TRUTHS, "br") == veil(CLASSES[1], grey)
+    assert page.at(TRUTHS, "tl") == page.at(PREDICTION, "tr") == veil(CLASSES[1], veil(CLASSES[0], grey))
+    assert page.at(ERRORS, "tl") == TRUTH  # both classes right
+    assert page.at(ERRORS, "tr") == FALSE  # one right, the other false
+    assert page.at(ERRORS, "bl") == FALSE
+    assert page.at(ERRORS, "br") == MISSED
+
+
+def test_more_classes_than_colours(tmp_path):
+    masks = [quarters("tl")] * 8
+    page = Page(draw(tmp_path, example(masks, masks), classes=[f"class{k}" for k in range(8)]))
+    assert page.at(ERRORS, "tl") == TRUTH
+
+
+def test_a_row_for_each_example_as_wide_as_the_widest(tmp_path):
+    rows = [example([quarters()], [quarters()], (c, c, c), size) for c, size in ((10, (8, 8)), (200, (8, 16)))]
+    path = draw(tmp_path, *rows)
+    narrow, wide = Page(path), Page(path, (8, 16))
+    assert wide.pixels.shape == (HEAD + 2 * (LINE + TILE), 4 * (2 * TILE + GAP), 3)
+    assert narrow.at(IMAGE, "tl", row=0) == (10, 10, 10)
+    assert wide.at(PREDICTION, "br", row=1) == (200, 200, 200)
+    assert (narrow.pixels[HEAD : HEAD + LINE + TILE, 4 * (TILE + GAP) :] == 255).all()
+
+
+def test_captions_and_title_are_written(tmp_path):
+    pixels = Page(draw(tmp_path, example([quarters()], [quarters()]))).pixels
+    for top in (0, LINE, HEAD):
+        line = pixels[top : top + LINE]
+        assert (line.min(-1) < 128).sum() > 30  # letters
+        assert (line == 255).all(-1).mean() > 0.8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (200, 1)], ids=str)
+def test_tiny_images(tmp_path, size):
+    full = np.ones((1, *size), bool)
+    row = Example("tiny", np.full((*size, 1), 77, np.uint8), full, full)
+    page = Page(draw(tmp_path, row), size)
+    assert page.at(IMAGE, "tl") == (77, 77, 77)
+    assert page.at(ERRORS, "br") == TRUTH
+
+
+def test_to_pixels_undoes_the_normalisation(spec):
+    facts = spec()
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    image[0, :2] = [[0, 0, 0], [255, 255, 255]]
+    normalised = CachedDataset(None, 0, [], facts).normalise(image)
+    np.testing.assert_array_equal(to_pixels(normalised, facts), image)
+    assert to_pixels(normalised * 100, facts).max() == 255  # clipped, not wrapped
+
+
+HISTORY = [
+    (1, 4, "train/loss_step", 9.0),
+    (1, 9, "lr", 1e-3),
+    (1, 9, "train/loss_epoch", 0.8),
+    (1, 9, "val/loss", 0.9),
+    (1, 9, "val/jaccard_image", 0.3),
+    (2, 19, "lr", 5e-4),
+    (2, 19, "train/loss_epoch", 0.5),
+    (2, 19, "val/loss", float("nan")),
+    (2, 19, "val/jaccard_image", 0.6),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved."""
+    figures, save = [], Figure.savefig
+
+    def keep(self, *args, **kwargs):
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_curves_over_epochs(tmp_path, drawn):
+    curves(tmp_path / "curves.png", HISTORY)
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.format == "PNG" and image.size == (1430, 396)
+    loss, validation, rate = drawn[0].axes
+    found = {line.get_label(): line for axes in (loss, validation, rate) for line in axes.lines}
+    assert {axes.get_xlabel() for axes in drawn[0].axes} == {"epoch"}
+    assert [line.get_label() for line in loss.lines] == ["train/loss_epoch", "val/loss"]
+    assert [line.get_label() for line in validation.lines] == ["val/jaccard_image"]
+    assert [line.get_label() for line in rate.lines] == ["lr"]
+    assert found["train/loss_epoch"].get_xydata().tolist() == [[1.0, 0.8], [2.0, 0.5]]
+    assert found["val/jaccard_image"].get_xydata().tolist() == [[1.0, 0.3], [2.0, 0.6]]
+    assert found["lr"].get_xydata().tolist() == [[1.0, 1e-3], [2.0, 5e-4]]
+
+
+def test_curves_of_an_empty_history(tmp_path, drawn):
+    curves(tmp_path / "curves.png", [])
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size == (1430, 396)
+    assert [len(axes.lines) for axes in drawn[0].axes] == [0, 0, 0]
+
+
+def broken(self, path, *args, **kwargs):
+    path.write_bytes(b"\x89PNG half")
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "make"),
+    [
+        (Image.Image, "save", lambda path: sheet(path, [example([quarters()], [quarters()])], ["lesion"], "title")),
+        (Figure, "savefig", lambda path: curves(path, HISTORY)),
+    ],
+    ids=["sheet", "curves"],
+)
+@pytest.mark.parametrize("before", [b"the old picture", None])
+def test_a_failure_leaves_no_half_written_file(tmp_path, monkeypatch, owner, method, make, before):
+    path = tmp_path / "picture.png"
+    if before is not None:
+        path.write_bytes(before)
+    monkeypatch.setattr(owner, method, broken)
+    with pytest.raises(OSError, match="no space left"):
+        make(path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({path.name: before} if before else {})

@@ -1,0 +1,66 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
+ORDER = [
+    {"errors"},
+    {"spec", "files"},
+    {"data", "models", "losses", "metrics", "logger"},
+    {"figures"},
+    {"tasks"},
+    {"callbacks"},
+    {"evaluation", "runs"},
+    {"build"},
+    {"report"},
+    {"cli"},
+    {"train", "evaluate"},
+]
+"""A room may import from the levels above its own, never from its own level or from below."""
+KNOW_HYDRA = {"build", "cli", "train", "evaluate"}
+
+
+def imports():
+    """Each import of each file, wherever it stands: (room, file, dotted name)."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}:{node.lineno} imports relatively"
+                yield from ((room, file, f"{node.module}.{alias.name}") for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from ((room, file, alias.name) for alias in node.names)
+
+
+def test_rooms_import_one_way():
+    level = {room: n for n, rooms in enumerate(ORDER) for room in rooms}
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} == level.keys(), "give a new room its place in ORDER"
+    for room, file, name in imports():
+        package, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if package == "medvision" and other != room and other != "__version__":
+            assert level[other] < level.get(room, 0), f"{file.name} imports {name}: {room} stands above {other}"
+
+
+def test_only_build_and_the_entry_points_know_hydra():
+    knowing = {room for room, _, name in imports() if name.split(".")[0] in ("hydra", "omegaconf")}
+    assert knowing <= KNOW_HYDRA
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        (["models", "data", "losses", "metrics", "tasks", "callbacks", "evaluation", "runs"], ["hydra", "omegaconf"]),
+        (["cli", "train", "evaluate"], ["torch", "pytorch_lightning", "cv2", "matplotlib"]),
+    ],
+)
+def test_importing_leaves_out(modules, unwanted):
+    code = f"import sys, {', '.join(f'medvision.{m}' for m in modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert f"medvision.{modules[0]}" in loaded
+    assert not set(unwanted) & set(loaded)
