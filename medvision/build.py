@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.runs import RunFolder
 from medvision.tasks import SegmentationTask
+
+Training = tuple[pl.Trainer, EpochLines]
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Run:
     def _progress_bar(self) -> bool:
         return bool(self.config.trainer.enable_progress_bar) and sys.stdout.isatty()
 
-    def training(self) -> tuple[pl.Trainer, EpochLines]:
+    def training(self) -> Training:
         """The trainer with all callbacks and loggers, writing to the run folder."""
         folder, cfg = self._folder, self.config
         checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode)
@@ -135,6 +138,7 @@ def build(cfg: DictConfig) -> Run:
         spec=data.spec,
         channels_last=_channels_last(cfg),
     )
+    _checked(f"optimizer {dict(cfg.optimizer)} with scheduler {dict(cfg.scheduler or {})}", task.configure_optimizers)
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
     return Run(cfg, data, task)
@@ -193,20 +197,25 @@ def _merge(raw: Any, resolved: Any) -> Any:
 
 
 def _make(cfg: DictConfig, part: str, **objects: Any) -> Any:
-    """Instantiates one part of the config; whatever it refuses is named with the part."""
+    """Instantiates one part of the config."""
+    label = f"{part}: {cfg.get('_target_', '?')}"
+    if not objects:
+        return _checked(label, lambda: instantiate(cfg, _convert_="all"))
+    # a call of our own: instantiate() would turn the objects into configs and dataclasses into dictionaries
+    return _checked(label, lambda: instantiate(cfg, _convert_="all", _partial_=True)(**objects))
+
+
+def _checked(label: str, make: Callable[[], Any]) -> Any:
+    """Makes something; whatever it refuses is named with its label."""
     try:
-        if not objects:
-            return instantiate(cfg, _convert_="all")
-        # a call of our own: instantiate() would turn the objects into configs and dataclasses into dictionaries
-        return instantiate(cfg, _convert_="all", _partial_=True)(**objects)
+        return make()
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, MedvisionError):
             cause = cause.__cause__
         if isinstance(cause, MedvisionError):
             raise cause from error
-        target = cfg.get("_target_", "?")
-        raise MedvisionError(f"{part}: {target} cannot be made ({type(cause).__name__}: {cause})") from error
+        raise MedvisionError(f"{label} cannot be made ({type(cause).__name__}: {cause})") from error
 
 
 def _channels_last(cfg: DictConfig) -> bool:

@@ -43,8 +43,9 @@ class Checkpoint(pl.callbacks.Checkpoint):
         return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best of the stopped run."""
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        """Takes over the best of the stopped run; one that starts from the checkpoint of another has its own best."""
+        if (self.folder / "best.ckpt").exists():
+            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compares with the best so far; of equal epochs the first stays."""
@@ -96,11 +97,26 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
 
 class EarlyStopping(pl.callbacks.EarlyStopping):
-    """Lightning's, except that a run which had stopped early and is resumed does not train on."""
+    """Lightning's, except that a run which had stopped early and is resumed does not train on.
+
+    Args:
+        monitor: The logged metric that decides.
+        mode: `max` or `min`.
+        patience: Epochs without an improvement after which training stops.
+        min_delta: Least change that is an improvement.
+
+    Raises:
+        MedvisionError: If patience is negative.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int, min_delta: float = 0.0) -> None:
+        if patience < 0:
+            raise MedvisionError(f"callbacks.early_stopping.patience is {patience}; expected 0 epochs or more")
+        super().__init__(monitor, mode=mode, patience=patience, min_delta=min_delta)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops at once where patience had run out."""
-        if self.wait_count >= self.patience:
+        if self.wait_count >= max(self.patience, 1) or self.stopped_epoch > 0:
             trainer.should_stop = True
 
 

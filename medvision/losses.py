@@ -88,7 +88,7 @@ class DeepSupervision(nn.Module):
         if isinstance(outputs, Tensor):
             loss: Tensor = self.loss(outputs, target)
             return loss
-        weights = self.weights or [1 / len(outputs)] * len(outputs)
+        weights = [1 / len(outputs)] * len(outputs) if self.weights is None else self.weights
         if len(weights) != len(outputs):
             raise MedvisionError(
                 f"task.supervision_weights has {len(weights)} numbers, the model {len(outputs)} outputs; "

@@ -6,6 +6,7 @@ the ISIC challenges; a ratio that is 0/0 for another reason (sensitivity without
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ COUNTS = ("tp", "fp", "fn", "tn")
 GRID: NDArray[np.float32] = (np.arange(1, 100) / 100).astype(np.float32)
 """The thresholds among which validation chooses: 0.01 to 0.99."""
 
-Counts = NDArray[np.int64]
+Counts = NDArray[Any]
 
 
 def count(predicted: Tensor, target: Tensor) -> Tensor:

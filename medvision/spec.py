@@ -56,6 +56,8 @@ class DataSpec:
             raise MedvisionError(f"data.spec.kind is {self.kind!r}; expected 'binary' or 'multilabel'")
         if self.kind == "binary" and len(self.classes) != 1:
             raise MedvisionError(f"a binary data set has one class, data.spec.classes has {list(self.classes)}")
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise MedvisionError(f"data.spec.classes is {list(self.classes)}; expected names that differ")
         if self.num_outputs != len(self.classes):
             raise MedvisionError(
                 f"data.spec.num_outputs is {self.num_outputs}, but data.spec.classes names "

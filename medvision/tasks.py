@@ -13,8 +13,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
-from medvision.metrics import GRID, Overlap, histogram
+from medvision.metrics import GRID, Overlap, histogram, summarise
 from medvision.spec import DataSpec
 
 
@@ -50,6 +51,9 @@ class SegmentationTask(pl.LightningModule):
         supervision_weights: Weights of deep supervision, the main output first; None is the mean.
         seed: Decides dropout and all else that a training step draws.
         channels_last: Keep tensors in the memory order that 16-bit convolutions are fast in.
+
+    Raises:
+        MedvisionError: If `monitor` is not logged or `mode` is neither.
     """
 
     def __init__(
@@ -66,6 +70,12 @@ class SegmentationTask(pl.LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        self.metrics = [f"val/{name}" for name in summarise(np.zeros((1, len(spec.classes), 4)), spec.classes)]
+        if monitor not in ["val/loss", *self.metrics] or mode not in ("max", "min"):
+            raise MedvisionError(
+                f"task.monitor={monitor} task.mode={mode}: expected mode max or min and one of val/loss, "
+                + ", ".join(self.metrics)
+            )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
         self.loss = DeepSupervision(loss, supervision_weights)
@@ -102,7 +112,9 @@ class SegmentationTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the validation split as `val/<metric>`."""
-        self.log_dict({f"val/{name}": value for name, value in self.overlap.compute().items()})
+        values = {f"val/{name}": value for name, value in self.overlap.compute().items()}
+        # one without a value this time is NaN: Lightning would repeat a number that is not logged again
+        self.log_dict(dict.fromkeys(self.metrics, float("nan")) | values)
         self.overlap.reset()
 
     def on_test_start(self) -> None:
@@ -112,6 +124,10 @@ class SegmentationTask(pl.LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Counts each image of a batch at the size of its `mask`, into `counted`."""
         for probability, mask, name in zip(self.probability(batch["image"]), batch["mask"], batch["id"], strict=True):
+            if not bool(torch.isfinite(probability).all()):
+                raise MedvisionError(
+                    f"the model answers NaN for {name}; expected probabilities: these weights are broken"
+                )
             full = resize_probability(probability, mask.shape[-2:])
             counts = histogram(full, mask.to(full.device), self.thresholds)
             self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts))

@@ -13,7 +13,7 @@ from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_text
 
 if TYPE_CHECKING:
-    from medvision.build import Run
+    from medvision.build import Run, Training
     from medvision.runs import RunFolder
 
 log = logging.getLogger("medvision.train")  # __name__ is __main__ here
@@ -34,7 +34,7 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     made = not place.path.exists()
     writable_folder(place.path, "hydra.run.dir=<folder> or MEDVISION_RUNS")
     try:
-        run = _prepared(cfg, place)
+        prepared = _prepared(cfg, place)
         from medvision.build import save_config
 
         save_config(cfg, place)
@@ -43,7 +43,7 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
         if made:
             shutil.rmtree(place.path, ignore_errors=True)  # refused: as if nothing had been asked
         raise
-    execute(run)
+    execute(*prepared)
 
 
 def resume(folder: Path, overrides: list[str]) -> None:
@@ -66,10 +66,10 @@ def resume(folder: Path, overrides: list[str]) -> None:
             + "\nLeave them out; or start a new run from its weights and optimizer with "
             f"ckpt_path={place.last} and the new values"
         )
-    execute(_prepared(cfg, place))
+    execute(*_prepared(cfg, place))
 
 
-def _prepared(cfg: DictConfig, place: "RunFolder") -> "Run":
+def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images."""
     from medvision.build import build
 
@@ -77,11 +77,12 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "Run":
         raise MedvisionError(f"ckpt_path={cfg.ckpt_path} is no file; expected a Lightning checkpoint (.ckpt)")
     run = build(cfg)
     run.folder = place
+    training = run.training()
     run.data.prepare_data()
-    return run
+    return run, training
 
 
-def execute(run: "Run") -> None:
+def execute(run: "Run", training: "Training") -> None:
     """Trains from the last checkpoint that is there, evaluates, and ends with a table."""
     from medvision.report import finish, show
 
@@ -94,15 +95,15 @@ def execute(run: "Run") -> None:
         else:
             _log_to(place.path / "train.log")
             log.info("run folder: %s", place.path)
-            _fit(run, place)
+            _fit(run, training, place)
             finish(place)
         show(place, run)
 
 
-def _fit(run: "Run", place: "RunFolder") -> None:
+def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     place.record_data(run.data)
     place.record_start(run.config.seed)
-    trainer, lines = run.training()
+    trainer, lines = training
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)

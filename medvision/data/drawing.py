@@ -28,6 +28,7 @@ Floats = NDArray[np.floating[Any]]
 Shape = tuple[int, ...]
 
 #: Height and width in pixels of the images of a data set.
+VERSION = 1  # raised when the same seed draws other pictures
 SIZES = ((192, 256), (256, 256), (240, 320), (320, 240), (180, 320), (216, 288))
 #: For each split, its official name and the number of its first image; the gaps keep numbers distinct.
 SPLITS = {"train": ("Training", 0), "val": ("Validation", 1_000_000), "test": ("Test_v2", 2_000_000)}

@@ -44,8 +44,8 @@ def read_mask(member: Member) -> NDArray[np.bool_]:
         MedvisionError: If the file is truncated or no image.
     """
     image = _decode(member)
-    # a palette mask is coded in its indices or in its colours; the colours are what a viewer shows
-    grey = np.asarray(image.convert("L"))
+    # a palette is seen in its colours, as a viewer shows it; a pure colour is as bright as its brightest channel
+    grey = np.asarray(image) if image.mode == "L" else np.asarray(image.convert("RGB")).max(-1)
     result: NDArray[np.bool_] = grey > (0 if grey.max(initial=0) <= 1 else 127)
     return result
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medvision.data.base import Splits
-from medvision.data.drawing import write_isic2017
+from medvision.data.drawing import VERSION, write_isic2017
 from medvision.data.isic2017 import ISIC2017
 from medvision.files import locked, writable_folder
 from medvision.spec import DataSpec
@@ -32,7 +32,7 @@ class Phantom(ISIC2017):
         draw_seed: int = 0,
         **options: Any,
     ) -> None:
-        name = "-".join([f"seed{draw_seed}", *(str(images[split]) for split in ISIC2017.official)])
+        name = "-".join([f"v{VERSION}-seed{draw_seed}", *(str(images[split]) for split in ISIC2017.official)])
         super().__init__(spec, Path(root) / name, cache, **options)
         self.images, self.draw_seed = images, draw_seed
         self.official = {split: (part, images[split]) for split, (part, _) in ISIC2017.official.items()}

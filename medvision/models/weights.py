@@ -211,9 +211,7 @@ def load_encoder_weights(encoder: nn.Module, path: str | Path) -> WeightReport:
     misfits = [_misfit(key, state[named[key]], own[key]) for key in report.missing if key in named]
     found = sum(map(_counts, report.matched))
     total = found + len(report.missing)
-    details = (
-        f"missing {_some(report.missing)}; not used {_some(report.unexpected)}; other shapes {_some(misfits)}"
-    )
+    details = f"missing {_some(report.missing)}; not used {_some(report.unexpected)}; other shapes {_some(misfits)}"
     if found < _SMALLEST_SHARE * total:
         raise MedvisionError(
             f"Weights {str(path)!r} fit {found} of {total} parameters and buffers of the encoder, expected "

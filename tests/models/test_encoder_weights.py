@@ -40,9 +40,7 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def assert_encoder_is(encoder: nn.Module, donor: nn.Module) -> None:
     own, given = encoder.state_dict(), donor.state_dict()
     for key, value in own.items():
-        assert torch.equal(
-            value, given[re.sub(r"^(model\.)?stages_(\d)", r"stages.\2", key).removeprefix("model.")]
-        )
+        assert torch.equal(value, given[re.sub(r"^(model\.)?stages_(\d)", r"stages.\2", key).removeprefix("model.")])
 
 
 @pytest.mark.parametrize(
@@ -184,9 +182,7 @@ def test_imagenet_without_network(no_network: list[str], build) -> None:
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
-def test_imagenet_from_the_cache_without_network(
-    no_network: list[str], tmp_path: Path, donor: nn.Module
-) -> None:
+def test_imagenet_from_the_cache_without_network(no_network: list[str], tmp_path: Path, donor: nn.Module) -> None:
     name = timm.get_pretrained_cfg("pvt_v2_b0").hf_hub_id.replace("/", "--")
     folder = tmp_path / f"models--{name}"
     (folder / "refs").mkdir(parents=True)

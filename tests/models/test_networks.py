@@ -39,9 +39,7 @@ def as_list(logits: Tensor | list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize(("in_channels", "num_outputs"), [(1, 1), (3, 5), (4, 1)])
 @pytest.mark.parametrize("size", [(33, 50), (96, 64)])
-def test_every_parameter_learns(
-    make: Make, in_channels: int, num_outputs: int, size: tuple[int, int]
-) -> None:
+def test_every_parameter_learns(make: Make, in_channels: int, num_outputs: int, size: tuple[int, int]) -> None:
     model = make(in_channels=in_channels, num_outputs=num_outputs).train()
     outputs = as_list(model(torch.randn(2, in_channels, *size)))
     assert all(logits.shape == (2, num_outputs, *size) for logits in outputs)

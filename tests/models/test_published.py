@@ -53,9 +53,7 @@ def check_outputs(name: str, outputs: list[Tensor], atol: float = 2e-5) -> None:
         ("unetpp_96", lambda: UNetPP(), (2, 3, 96, 96)),
     ],
 )
-def test_outputs_equal_the_published(
-    name: str, build: Callable[[], nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_outputs_equal_the_published(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model = build().eval()
     report = load_published(model, published(name))
     assert report.missing == ()
@@ -70,9 +68,7 @@ def test_outputs_equal_the_published(
 
 def test_a_file_and_a_model_without_deep_supervision(tmp_path: Path) -> None:
     file = tmp_path / "published.pth"
-    torch.save(
-        {"state_dict": {f"module.{key}": value for key, value in published("unetv2_256").items()}}, file
-    )
+    torch.save({"state_dict": {f"module.{key}": value for key, value in published("unetv2_256").items()}}, file)
     model = UNetV2().eval()
     report = load_published(model, file)
     assert report.missing == ()
@@ -138,7 +134,5 @@ def test_a_wrong_file_is_refused_whole(build: Callable[[], nn.Module], name: str
 def test_one_missing_key_is_refused() -> None:
     state = dict(published("unetpp_96"))
     del state["conv2_1.bn1.running_mean"]
-    with pytest.raises(
-        MedvisionError, match=r"1 of 212 expected ones are missing \(nodes\.x2_1\.bn1\.running_mean\)"
-    ):
+    with pytest.raises(MedvisionError, match=r"1 of 212 expected ones are missing \(nodes\.x2_1\.bn1\.running_mean\)"):
         load_published(UNetPP(), state)
