@@ -1,6 +1,5 @@
 """From a config to plain objects: the one room that knows Hydra and OmegaConf besides the entry points."""
 
-import copy
 import re
 import sys
 from collections.abc import Callable
@@ -121,7 +120,7 @@ def build(cfg: DictConfig) -> Run:
     Raises:
         MedvisionError: If anything in it is refused, naming the part.
     """
-    cfg = copy.deepcopy(cfg)
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
