@@ -87,6 +87,20 @@ class Run:
         )
         return trainer, lines
 
+    def load_weights(self, path: Path) -> dict[str, Any]:
+        """Loads the weights of a Lightning checkpoint into the task and returns the checkpoint.
+
+        Raises:
+            MedvisionError: If there is no such file, it is no checkpoint, or the weights are of another model.
+        """
+        if not path.is_file():
+            raise MedvisionError(f"{path} is no file; expected a Lightning checkpoint (.ckpt)")
+        checkpoint: dict[str, Any] = _checked(
+            f"{path} as a Lightning checkpoint", lambda: torch.load(path, map_location="cpu", weights_only=True)
+        )
+        _checked(f"{self.describe()} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
+        return checkpoint
+
     def describe(self) -> str:
         """One line of what is trained on what."""
         spec, cfg = self.data.spec, self.config
@@ -152,8 +166,7 @@ def load_run(folder: Path | str) -> Run:
     place = RunFolder(Path(folder).expanduser().resolve())
     run = build(load_config(place))
     run.folder = place
-    checkpoint = torch.load(place.require_checkpoint(), map_location="cpu", weights_only=True)
-    run.task.load_state_dict(checkpoint["state_dict"])
+    checkpoint = run.load_weights(place.require_checkpoint())
     run.best = checkpoint["callbacks"]["Checkpoint"]
     run.task.eval()
     return run

@@ -26,6 +26,8 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
         return
     from medvision.runs import RunFolder
 
+    if cfg.ckpt_path is not None:
+        cfg.ckpt_path = str(Path(cfg.ckpt_path).expanduser().resolve())
     place = RunFolder(folder.resolve())
     if place.config.exists():
         raise MedvisionError(
@@ -73,10 +75,10 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images."""
     from medvision.build import build
 
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise MedvisionError(f"ckpt_path={cfg.ckpt_path} is no file; expected a Lightning checkpoint (.ckpt)")
     run = build(cfg)
     run.folder = place
+    if cfg.ckpt_path is not None and not place.last.exists():
+        run.load_weights(Path(cfg.ckpt_path))  # Lightning loads them again; here they are refused early
     training = run.training()
     run.data.prepare_data()
     return run, training

@@ -145,6 +145,8 @@ def test_ckpt_path_starts_from_a_lightning_checkpoint(cli, finished, tiny):
     cli("train", *tiny, f"hydra.run.dir={folder}", f"ckpt_path={last}", "trainer.max_epochs=4")
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert {row["epoch"] for row in rows} == {"4"}
+    error = cli("train", "model=unet", "model.encoder=resnet18", f"ckpt_path={last}", code=1).stderr
+    assert str(last) in error and "Missing key" in error and "Traceback" not in error
     before, after = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (finished[0], folder))
     assert (before["global_step"], after["global_step"]) == (12, 16)
 
