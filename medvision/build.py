@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medvision.callbacks import Checkpoint, EpochLines
+from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
@@ -82,6 +82,7 @@ class Run:
             "trainer",
             callbacks=[*callbacks, lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
+            plugins=[PlainCheckpointIO()],
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )

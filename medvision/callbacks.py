@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from medvision import figures
@@ -94,6 +96,14 @@ class Checkpoint(pl.callbacks.Checkpoint):
                     except OSError:  # a file system without links
                         shutil.copyfile(temporary, best)
         self._improved = self._pending = False
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Writes straight to the file: `Checkpoint` renames it when it is whole, a copy in memory is not needed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Saves a checkpoint."""
+        torch.save(checkpoint, path)
 
 
 class EarlyStopping(pl.callbacks.EarlyStopping):

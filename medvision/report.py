@@ -111,7 +111,7 @@ def precision_hint(precision: str) -> str | None:
     if not (gpu or (cpu and not torch.cuda.is_available())):
         return None
     device = "GPU" if gpu else "CPU"
-    return f"this {device} computes in bfloat16: trainer.precision=bf16-mixed takes about half the time a step"
+    return f"this {device} computes in bfloat16: trainer.precision=bf16-mixed can halve the time of a step"
 
 
 def _text(threshold: list[float]) -> str:

@@ -227,5 +227,5 @@ def test_bf16_is_one_override(cli, tiny):
     folder = cli.root / "bf16"
     done = cli("train", *tiny, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", f"hydra.run.dir={folder}")
     assert "bf16-mixed" in done.stdout
-    assert "takes about half the time" not in done.stdout
+    assert "can halve the time" not in done.stdout
     assert "equal to the numbers" in cli("evaluate", f"run={folder}").stdout
