@@ -118,7 +118,7 @@ class Run:
         """A trainer that only measures, on one device with the same precision."""
         cfg = self.config.trainer
         return pl.Trainer(
-            accelerator=cfg.accelerator,
+            accelerator="cpu" if cfg.accelerator == "cpu" else "auto",  # trained on a GPU, measured on a laptop
             devices=1,
             precision=cfg.precision,
             deterministic=cfg.deterministic,
@@ -129,8 +129,13 @@ class Run:
         )
 
 
-def build(cfg: DictConfig) -> Run:
+def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     """Makes data set and task of a composed config.
+
+    Args:
+        cfg: The config.
+        pretrained: Whether the encoder begins with the weights that the config asks for; not where a checkpoint
+            follows, which holds them all: a run folder does not need the file that it began with.
 
     Raises:
         MedvisionError: If anything in it is refused, naming the part.
@@ -140,6 +145,8 @@ def build(cfg: DictConfig) -> Run:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise MedvisionError(f"the config does not resolve: {error}") from error
+    if not pretrained and "encoder_weights" in cfg.model:
+        cfg.model.encoder_weights = None
     data: ImageDataModule = _make(cfg.data, "data")
     pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
     task: SegmentationTask = _make(
@@ -165,7 +172,7 @@ def load_run(folder: Path | str) -> Run:
         MedvisionError: If the folder holds no run, or no finished epoch.
     """
     place = RunFolder(Path(folder).expanduser().resolve())
-    run = build(load_config(place))
+    run = build(load_config(place), pretrained=False)
     run.folder = place
     checkpoint = run.load_weights(place.require_checkpoint())
     run.best = checkpoint["callbacks"]["Checkpoint"]

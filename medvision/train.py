@@ -75,7 +75,7 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images."""
     from medvision.build import build
 
-    run = build(cfg)
+    run = build(cfg, pretrained=not place.last.exists())
     run.folder = place
     if cfg.ckpt_path is not None and not place.last.exists():
         run.load_weights(Path(cfg.ckpt_path))  # Lightning loads them again; here they are refused early

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -101,6 +102,19 @@ def test_evaluate_reproduces_the_numbers_from_the_folder_alone(cli, finished, tm
         assert read(folder / "evaluations" / f"{split}_stored.json")[split] == read(folder / "metrics.json")[split]
         same = (folder / "evaluations" / f"{split}_stored.csv").read_text()
         assert same == (folder / f"results_{split}.csv").read_text()
+
+
+def test_a_run_does_not_need_the_weights_that_it_began_with(cli, tiny):
+    weights, folder = cli.root / "encoder.pth", cli.root / "pretrained"
+    encoder = timm.create_model("pvt_v2_b0", features_only=True)
+    torch.save(encoder.state_dict(), weights)
+    options = [f"model.encoder_weights={weights}", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    cli("train", *tiny, *options, "optimizer.lr=1e-9", f"hydra.run.dir={folder}")
+    trained = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    key = "stages_0.blocks.0.attn.q.weight"
+    assert torch.allclose(trained[f"model.encoder.{key}"], encoder.state_dict()[key], atol=1e-6)
+    weights.unlink()
+    assert "equal to the numbers" in cli("evaluate", f"run={folder}").stdout
 
 
 def test_evaluate_takes_another_threshold_and_split(cli, finished):
