@@ -144,7 +144,7 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
 
 def _set_up_logging() -> None:
     """Our own messages on standard output; what libraries whisper only into a run's log file."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Printing()
     handler.setFormatter(_Plain())
     logger = logging.getLogger("medvision")
     logger.handlers, logger.propagate = [handler], True
@@ -153,6 +153,13 @@ def _set_up_logging() -> None:
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+
+class _Printing(logging.Handler):
+    """Prints, so that a progress bar, which takes the place of standard output, keeps the line above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 class _Plain(logging.Formatter):

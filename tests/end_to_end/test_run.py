@@ -1,6 +1,10 @@
+import contextlib
 import csv
 import json
+import os
+import pty
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -243,3 +247,21 @@ def test_bf16_is_one_override(cli, tiny):
     assert "bf16-mixed" in done.stdout
     assert "can halve the time" not in done.stdout
     assert "equal to the numbers" in cli("evaluate", f"run={folder}").stdout
+
+
+def test_on_a_terminal_there_is_a_bar_and_a_line_for_each_epoch(cli, tiny):
+    own, other = pty.openpty()
+    options = [*tiny, "trainer.max_epochs=1", "trainer.limit_train_batches=1", f"hydra.run.dir={cli.root / 'terminal'}"]
+    process = subprocess.Popen(
+        cli.command("train", *options), env=cli.environment, cwd=cli.root, stdout=other, stderr=other
+    )
+    os.close(other)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its program has ended
+        while part := os.read(own, 65536):
+            shown += part
+    os.close(own)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "Epoch 0/0" in text  # Lightning's bar
+    assert "epoch 1/1  train/loss" in text
