@@ -209,20 +209,21 @@ class Pictures(pl.Callback):
             )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws if the last drawing is old enough."""
-        if time.monotonic() - self._drawn >= self.every_seconds:
+        """Draws both if the last drawing is old enough."""
+        if trainer.is_global_zero and time.monotonic() - self._drawn >= self.every_seconds:
             self._draw(trainer, pl_module)
+            folder = Path(trainer.default_root_dir)
+            figures.curves(folder / "curves.png", read_history(folder / "metrics.csv"))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the last epoch."""
+        """Draws the images of the last epoch; the whole curves are drawn with the results."""
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if trainer.is_global_zero and self._rows:
-            folder = Path(trainer.default_root_dir)
             title = f"validation at network size after epoch {trainer.current_epoch}, probability 0.5"
-            figures.sheet(folder / "validation.png", self._rows, _spec(task).classes, title)
-            figures.curves(folder / "curves.png", read_history(folder / "metrics.csv"))
+            path = Path(trainer.default_root_dir) / "validation.png"
+            figures.sheet(path, self._rows, _spec(task).classes, title)
             self._drawn = time.monotonic()
 
 
