@@ -94,6 +94,10 @@ class SegmentationTask(pl.LightningModule):
         result: Tensor = self(image).float().sigmoid()
         return result
 
+    def on_train_epoch_start(self) -> None:
+        """Logs the learning rate, which schedules change between epochs."""
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it."""
         state = [self.seed, self.current_epoch, batch_idx, self.global_rank]
@@ -152,8 +156,6 @@ class SegmentationTask(pl.LightningModule):
             batch_size=len(batch["image"]),
             sync_dist=not train,
         )
-        if train:
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
         return outputs, loss
 
 

@@ -1,5 +1,7 @@
 """Whatever lies in conf/ is composed and built: a new yaml is tested by being there."""
 
+import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from medvision import cli
-from medvision.build import build
+from medvision.build import build, keep_freed_memory
 from medvision.errors import MedvisionError
 from medvision.runs import RunFolder
 from medvision.tasks import SegmentationTask
@@ -283,3 +285,17 @@ def test_own_configs_come_from_a_folder(tmp_path):
     assert (cfg.model._target_, cfg.model.channels) == ("medvision.models.UNetPP", [4, 8])
     with pytest.raises(MedvisionError, match="--config-dir nowhere is no folder"):
         cli.compose("train", [], "nowhere")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tunes glibc's allocator")
+def test_training_does_not_pay_page_faults_for_memory_it_had_before() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            tensors = [torch.ones(1 << 20) for _ in range(20)]
+            del tensors
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    assert faults() < 20 * 1024  # one round of fresh pages; five rounds are five times as many
