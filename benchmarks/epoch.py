@@ -69,8 +69,9 @@ class Alternate(pl.Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("overrides", nargs="*", default=["experiment=demo"])
+    parser.add_argument("--epochs", type=int, default=11)
+    default = ["model=unetv2", "data=phantom", "data.image_size=96", "data.images.train=1000"]
+    parser.add_argument("overrides", nargs="*", default=default)
     arguments = parser.parse_args()
     cfg = cli.compose("train", [*arguments.overrides, f"trainer.max_epochs={arguments.epochs}"])
     with tempfile.TemporaryDirectory() as folder:

@@ -136,10 +136,10 @@ def keep_freed_memory() -> None:
 
     By default glibc hands it back, and each step on a CPU pays thousands of page faults to get it again (mallopt(3)).
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3
+    m_trim_threshold, m_mmap_max = -1, -4
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(m_trim_threshold, 2**31 - 1)
-        mallopt(m_mmap_threshold, 2**25)  # the largest that it takes
+        mallopt(m_trim_threshold, -1)  # never
+        mallopt(m_mmap_max, 0)  # large tensors come from the heap as well
 
 
 def build(cfg: DictConfig, pretrained: bool = True) -> Run:
