@@ -95,7 +95,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
         slots = (self.folder / f".{i}.slot" for i in itertools.count())
         slot = next(s for s in slots if not s.exists() or s.stat().st_nlink == 1)
         trainer.save_checkpoint(slot)
-        for path in [last, self.folder / "best.ckpt"] if self._improved else [last]:
+        # last.ckpt knows which epoch is best: if it came first, a kill in between would leave it an older best.ckpt
+        for path in [self.folder / "best.ckpt", last] if self._improved else [last]:
             with replacing(path) as temporary:
                 try:
                     os.link(slot, temporary)

@@ -1,7 +1,9 @@
 """Checkpoints: which epochs the two files hold, whatever the course of the metric."""
 
+import os
 from types import SimpleNamespace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,3 +55,22 @@ def test_last_and_best_hold_their_epochs(tmp_path_factory, values, stopped):
     callback.on_train_end(trainer_at(len(values) - 1, values[-1]), None)
     assert {file.name for file in folder.iterdir()} <= {"last.ckpt", "best.ckpt"}
     assert content(folder / "last.ckpt") == len(values) - 1
+
+
+def test_a_kill_between_the_two_files_leaves_no_older_best(tmp_path, monkeypatch):
+    callback, link = Checkpoint(tmp_path, "val/dice_image", "max"), os.link
+    callback.on_validation_end(trainer_at(0, 0.1), None)
+    callback.on_train_end(trainer_at(0, 0.1), None)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def once(*paths):
+        link(*paths)
+        monkeypatch.setattr(os, "link", killed)
+
+    monkeypatch.setattr(os, "link", once)
+    callback.on_validation_end(trainer_at(1, 0.2), None)
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_train_end(trainer_at(1, 0.2), None)
+    assert (content(tmp_path / "best.ckpt"), content(tmp_path / "last.ckpt")) == (1, 0)
