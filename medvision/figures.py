@@ -112,7 +112,7 @@ def curves(path: Path, history: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     panels = [
-        ("loss", ["train/loss_epoch", "val/loss"]),
+        ("loss", ["train/loss", "val/loss"]),
         ("validation", ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]),
         ("learning rate", ["lr"]),
     ]

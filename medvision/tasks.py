@@ -82,6 +82,7 @@ class SegmentationTask(pl.LightningModule):
         self.optimizer, self.scheduler, self.spec, self.seed = optimizer, scheduler, spec, seed
         self.monitor, self.mode = monitor, mode
         self.overlap = Overlap(spec.classes)
+        self.losses: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": []}
         self.thresholds: NDArray[np.float32] = GRID
         self.counted: list[ImageCounts] = []
 
@@ -106,7 +107,14 @@ class SegmentationTask(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss: Tensor = self._step(batch, "train")[1]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
+        if every and (self.global_step + 1) % every == 0:  # `log` takes a millisecond, on other steps for nothing
+            self.log("train/loss_step", loss, batch_size=len(batch["image"]))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs `train/loss`, the mean over the images of the epoch."""
+        self.log("train/loss", self._mean_loss("train"), sync_dist=True)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Counts one batch; returns its probabilities, for callbacks that draw."""
@@ -116,6 +124,7 @@ class SegmentationTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the validation split as `val/<metric>`."""
+        self.log("val/loss", self._mean_loss("val"), sync_dist=True)
         values = {f"val/{name}": value for name, value in self.overlap.compute().items()}
         # one without a value this time is NaN: Lightning would repeat a number that is not logged again
         self.log_dict(dict.fromkeys(self.metrics, float("nan")) | values)
@@ -147,16 +156,15 @@ class SegmentationTask(pl.LightningModule):
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
         outputs = self(batch["image"])
         loss: Tensor = self.loss(outputs, batch["target"])
-        train = split == "train"
-        self.log(
-            f"{split}/loss",
-            loss,
-            on_step=train,
-            on_epoch=True,
-            batch_size=len(batch["image"]),
-            sync_dist=not train,
-        )
+        self.losses[split].append((loss.detach(), len(batch["image"])))
         return outputs, loss
+
+    def _mean_loss(self, split: str) -> Tensor:
+        losses, images = zip(*self.losses[split], strict=True)
+        self.losses[split] = []
+        values = torch.stack(losses).float()
+        mean: Tensor = values @ values.new_tensor(images) / sum(images)
+        return mean
 
 
 def resize_probability(probability: Tensor, size: Sequence[int]) -> Tensor:

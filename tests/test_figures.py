@@ -138,11 +138,11 @@ def test_to_pixels_undoes_the_normalisation(spec):
 HISTORY = [
     (1, 4, "train/loss_step", 9.0),
     (1, 9, "lr", 1e-3),
-    (1, 9, "train/loss_epoch", 0.8),
+    (1, 9, "train/loss", 0.8),
     (1, 9, "val/loss", 0.9),
     (1, 9, "val/jaccard_image", 0.3),
     (2, 19, "lr", 5e-4),
-    (2, 19, "train/loss_epoch", 0.5),
+    (2, 19, "train/loss", 0.5),
     (2, 19, "val/loss", float("nan")),
     (2, 19, "val/jaccard_image", 0.6),
 ]
@@ -169,10 +169,10 @@ def test_curves_over_epochs(tmp_path, drawn):
     loss, validation, rate = drawn[0].axes
     found = {line.get_label(): line for axes in (loss, validation, rate) for line in axes.lines}
     assert {axes.get_xlabel() for axes in drawn[0].axes} == {"epoch"}
-    assert [line.get_label() for line in loss.lines] == ["train/loss_epoch", "val/loss"]
+    assert [line.get_label() for line in loss.lines] == ["train/loss", "val/loss"]
     assert [line.get_label() for line in validation.lines] == ["val/jaccard_image"]
     assert [line.get_label() for line in rate.lines] == ["lr"]
-    assert found["train/loss_epoch"].get_xydata().tolist() == [[1.0, 0.8], [2.0, 0.5]]
+    assert found["train/loss"].get_xydata().tolist() == [[1.0, 0.8], [2.0, 0.5]]
     assert found["val/jaccard_image"].get_xydata().tolist() == [[1.0, 0.3], [2.0, 0.6]]
     assert found["lr"].get_xydata().tolist() == [[1.0, 1e-3], [2.0, 5e-4]]
 
