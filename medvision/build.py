@@ -153,14 +153,17 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     Raises:
         MedvisionError: If anything in it is refused, naming the part.
     """
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    try:
-        OmegaConf.resolve(cfg)
-    except OmegaConfBaseException as error:
-        raise MedvisionError(f"the config does not resolve: {error}") from error
+    if "task" not in cfg:
+        raise MedvisionError(
+            f"data={cfg.data.spec.name} has labels and no masks; this version trains segmentation only. It can be "
+            f"looked at with python -m medvision.prepare data={cfg.data.spec.name}"
+        )
+    cfg = _resolved(cfg)
     if not pretrained and "encoder_weights" in cfg.model:
         cfg.model.encoder_weights = None
     data: ImageDataModule = _make(cfg.data, "data")
+    if cfg.loss.get("positive_weights") == "auto":
+        cfg.loss.positive_weights = data.positive_weights()
     pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
     task: SegmentationTask = _make(
         cfg.task,
@@ -176,6 +179,25 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
     return Run(cfg, data, task)
+
+
+def build_data(cfg: DictConfig) -> ImageDataModule:
+    """Makes the data set of a composed config.
+
+    Raises:
+        MedvisionError: If anything in it is refused, naming the part.
+    """
+    data: ImageDataModule = _make(_resolved(cfg).data, "data")
+    return data
+
+
+def _resolved(cfg: DictConfig) -> DictConfig:
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise MedvisionError(f"the config does not resolve: {error}") from error
+    return cfg
 
 
 def load_run(folder: Path | str) -> Run:

@@ -16,10 +16,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.serialization import config as serialization
 
 from medvision import figures
+from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import replacing
 from medvision.logger import read_history
-from medvision.spec import DataSpec
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class Pictures(pl.Callback):
             self._rows.append(
                 figures.Example(
                     batch["id"][i],
-                    figures.to_pixels(batch["image"][i].cpu().numpy(), _spec(pl_module)),
+                    figures.to_pixels(batch["image"][i].cpu().numpy(), *_data(trainer).normalisation),
                     batch["target"][i].cpu().numpy() > 0,
                     outputs[i].cpu().numpy() >= 0.5,
                 )
@@ -234,10 +234,10 @@ class Pictures(pl.Callback):
         if trainer.is_global_zero and self._rows:
             title = f"validation at network size after epoch {trainer.current_epoch}, probability 0.5"
             path = Path(trainer.default_root_dir) / "validation.png"
-            figures.sheet(path, self._rows, _spec(task).classes, title)
+            figures.sheet(path, self._rows, _data(trainer).spec.classes, title)
             self._drawn = time.monotonic()
 
 
-def _spec(task: pl.LightningModule) -> DataSpec:
-    """The facts that every task of ours carries."""
-    return cast(DataSpec, task.spec)
+def _data(trainer: pl.Trainer) -> ImageDataModule:
+    """The data set that every trainer of ours is given."""
+    return cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]  # set by fit

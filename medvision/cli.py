@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
 
-Action = Callable[[DictConfig, Path, list[str]], None]
+Action = Callable[[Any, Path, list[str]], None]
 
 TRACEBACK = "traceback=true"
 
@@ -32,12 +32,13 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def main(verb: str, action: Action) -> None:
+def main(verb: str, action: Action, several: str | None = None) -> None:
     """Runs a verb.
 
     Args:
         verb: Its module below `medvision` and its primary config.
         action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed.
+        several: A group of which a list of choices may be typed; `action` is then called with a list of configs.
     """
     arguments = get_args_parser().parse_args()
     with _refusals(TRACEBACK in arguments.overrides):
@@ -46,14 +47,27 @@ def main(verb: str, action: Action) -> None:
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
-        cfg = compose(verb, arguments.overrides, arguments.config_dir)
+        variants = _variants(arguments.overrides, several)
+        configs = [compose(verb, overrides, arguments.config_dir) for overrides in variants]
+        cfg = configs[0]
         if str(cfg.hydra.mode).endswith("MULTIRUN"):
             _hand_to_hydra(verb, arguments.overrides)
             return
         folder = Path(cfg.hydra.run.dir)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        action(cfg, folder, arguments.overrides)
+        for config in configs:
+            with open_dict(config):
+                del config["hydra"]
+        action(configs if several else cfg, folder, arguments.overrides)
+
+
+def _variants(overrides: list[str], group: str | None) -> list[list[str]]:
+    """The overrides once for each choice in `group=a,b` or `group=[a,b]`; a sweep's own list stays one."""
+    listed = [o for o in overrides if group and o.startswith(f"{group}=")]
+    if not listed or "--multirun" in sys.argv or "-m" in sys.argv:
+        return [overrides]
+    choices = listed[-1].partition("=")[2].strip("[]").split(",")
+    rest = [o for o in overrides if o not in listed]
+    return [[*rest, f"{group}={choice.strip()}"] for choice in dict.fromkeys(choices)]
 
 
 def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:

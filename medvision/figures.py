@@ -1,6 +1,6 @@
 """Pictures: sheets of images with truth and prediction, and the curves of a training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medvision.files import replacing
 from medvision.logger import Row
-from medvision.spec import DataSpec
 
 Pixels = NDArray[np.uint8]
 
@@ -37,9 +36,9 @@ class Example:
     prediction: NDArray[np.bool_]
 
 
-def to_pixels(image: NDArray[np.float32], spec: DataSpec) -> Pixels:
+def to_pixels(image: NDArray[np.float32], mean: NDArray[np.float64], std: NDArray[np.float64]) -> Pixels:
     """A normalised image (C, H, W) as it was before: uint8 (H, W, C)."""
-    values = image.transpose(1, 2, 0) * np.array(spec.std) + np.array(spec.mean)
+    values = image.transpose(1, 2, 0) * std + mean
     result: Pixels = (values * 255).round().clip(0, 255).astype(np.uint8)
     return result
 
@@ -66,6 +65,65 @@ def sheet(path: Path, examples: Sequence[Example], classes: Sequence[str], title
         y += row.shape[0] + line
     with replacing(path) as temporary:
         page.save(temporary, "PNG")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a gallery.
+
+    Attributes:
+        caption: What is written above it.
+        image: uint8 (H, W, C).
+        masks: bool (K, H, W), painted over it; K may be 0.
+    """
+
+    caption: str
+    image: Pixels
+    masks: NDArray[np.bool_]
+
+
+def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
+    """Draws pictures in rows, each with its masks over it, a colour for each class."""
+    font, line = ImageFont.load_default(13), 20
+    cell = (TILE + 6, TILE + line + 4)
+    size = (columns * cell[0], 2 * line + -(-len(tiles) // columns) * cell[1])
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((4, 2), title, "black", font)
+    x = 4.0
+    for k, name in enumerate(classes):
+        draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
+        x += draw.textlength(name, font) + 14
+    for n, tile in enumerate(tiles):
+        corner = (n % columns * cell[0], 2 * line + n // columns * cell[1])
+        draw.text((corner[0] + 2, corner[1]), tile.caption, "black", font)
+        shown = cv2.resize(np.asarray(tile.image), (TILE, TILE), interpolation=cv2.INTER_AREA).reshape(TILE, TILE, -1)
+        view: Pixels = np.broadcast_to(shown, (TILE, TILE, 3)).astype(np.uint8)
+        for k, mask in enumerate(_enlarge(tile.masks, (TILE, TILE)) if len(tile.masks) else []):
+            view = _paint(view, mask, CLASSES[k % len(CLASSES)])
+        page.paste(Image.fromarray(view), (corner[0], corner[1] + line))
+    with replacing(path) as temporary:
+        page.save(temporary, "PNG")
+
+
+def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Draws bar charts: for each panel a group of bars for each split, one bar for each class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (label, splits) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        classes = [*dict.fromkeys(name for values in splits.values() for name in values)]
+        for n, (split, values) in enumerate(splits.items()):
+            places = np.arange(len(classes)) + (n - (len(splits) - 1) / 2) * 0.8 / len(splits)
+            drawn = axes.bar(places, [values.get(name, 0) for name in classes], 0.8 / len(splits), label=split)
+            axes.bar_label(drawn, fmt="%.3g", fontsize=7)
+        axes.set_xticks(np.arange(len(classes)), classes, rotation=20 if len(classes) > 2 else 0)
+        axes.set_title(label)
+        axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _row(example: Example) -> Pixels:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from medvision.errors import MedvisionError
 
 
-def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over all pixels and classes."""
-    return F.binary_cross_entropy_with_logits(logits, target)
+def bce(logits: Tensor, target: Tensor, positive_weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy, mean over all pixels and classes; positives of class k count `positive_weights[k]`."""
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=positive_weights)
 
 
 def dice(logits: Tensor, target: Tensor, smooth: float = 1e-5) -> Tensor:
@@ -40,7 +40,7 @@ def lovasz(logits: Tensor, target: Tensor) -> Tensor:
     return (errors.relu() * steps).sum(-1).mean()
 
 
-TERMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "dice": dice, "lovasz": lovasz}
+TERMS: Mapping[str, Callable[..., Tensor]] = {"bce": bce, "dice": dice, "lovasz": lovasz}
 
 
 class SegmentationLoss(nn.Module):
@@ -48,23 +48,36 @@ class SegmentationLoss(nn.Module):
 
     Args:
         terms: Weight of each of `bce`, `dice`, `lovasz`; 0 leaves a term out.
+        positive_weights: For each class, what a positive pixel counts in `bce` against a negative one; None is 1.
 
     Raises:
-        MedvisionError: If a term is unknown, a weight negative, or none above 0.
+        MedvisionError: If a term is unknown, a weight negative, none above 0, or `positive_weights` has no effect.
     """
 
-    def __init__(self, terms: Mapping[str, float]) -> None:
+    positive_weights: Tensor | None
+
+    def __init__(self, terms: Mapping[str, float], positive_weights: Sequence[float] | None = None) -> None:
         super().__init__()
         if unknown := sorted(terms.keys() - TERMS.keys()):
             raise MedvisionError(f"loss.terms names {unknown}; expected some of {sorted(TERMS)}")
         if min(terms.values(), default=0) < 0 or not any(terms.values()):
             raise MedvisionError(f"loss.terms is {dict(terms)}; expected weights of 0 or more, one of them above 0")
         self.terms = {name: weight for name, weight in terms.items() if weight}
+        if positive_weights is not None and ("bce" not in self.terms or min(positive_weights, default=0) <= 0):
+            raise MedvisionError(
+                f"loss.positive_weights is {list(positive_weights)}; expected numbers above 0, and a loss with bce "
+                f"in it, this one has {sorted(self.terms)}"
+            )
+        weights = None if positive_weights is None else torch.tensor(positive_weights, dtype=torch.float32)
+        # one number for each class, over its whole plane; no part of a checkpoint, the config has them
+        self.register_buffer("positive_weights", None if weights is None else weights[:, None, None], persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (N, K, H, W) against a target (N, K, H, W) of 0 and 1; a scalar."""
         logits, target = logits.float(), target.float()
-        return torch.stack([weight * TERMS[name](logits, target) for name, weight in self.terms.items()]).sum()
+        options = {"bce": {"positive_weights": self.positive_weights}}
+        losses = [w * TERMS[name](logits, target, **options.get(name, {})) for name, w in self.terms.items()]
+        return torch.stack(losses).sum()
 
 
 class DeepSupervision(nn.Module):

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,6 +121,8 @@ class RunFolder:
         """
         now = {
             "fingerprint": data.cache.digest,
+            "mean": data.normalisation[0].tolist(),
+            "std": data.normalisation[1].tolist(),
             **{name: [s.id for s in samples] for name, samples in data.splits.items()},
         }
         if not self.splits.exists():
@@ -131,10 +134,11 @@ class RunFolder:
                 f"{', '.join(sorted(differing))}); restore it, or start a new run"
             )
 
-    def record_start(self, seed: int) -> None:
-        """Writes the environment and adds this start to the list."""
+    def record_start(self, seed: int, warnings: Sequence[str] = ()) -> None:
+        """Writes the environment and adds this start, with the warnings about its data, to the list."""
         record = read_json(self.environment) if self.environment.exists() else environment(seed) | {"starts": []}
-        record["starts"].append({"time": _now(), "command": sys.argv, "pid": os.getpid(), "host": platform.node()})
+        start = {"time": _now(), "command": sys.argv, "pid": os.getpid(), "host": platform.node()}
+        record["starts"].append(start | {"data_warnings": [*warnings]})
         write_json(self.environment, record)
 
     def record_end(self, seconds_per_epoch: list[float]) -> None:

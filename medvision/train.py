@@ -104,7 +104,7 @@ def execute(run: "Run", training: "Training") -> None:
 
 def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     place.record_data(run.data)
-    place.record_start(run.config.seed)
+    place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
     trainer, lines = training
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:

@@ -5,8 +5,9 @@ import io
 import multiprocessing
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hydra.utils import get_class, instantiate
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from PIL import Image
 
+from medvision.data import ImageDataModule
 from medvision.spec import DataSpec
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
@@ -51,10 +57,12 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def spec() -> Callable[..., DataSpec]:
-    """`spec("binary")` or `spec("multilabel", name=..., ...)`: the facts of an RGB data set at 16x16."""
+    """`spec("binary")` or `spec("multilabel", name=..., target="label")`: the facts of an RGB data set at 16x16."""
 
     def make(kind: str = "binary", **changes: Any) -> DataSpec:
-        classes = changes.setdefault("classes", {"binary": ["lesion"], "multilabel": ["round", "square"]}[kind])
+        classes = changes.setdefault(
+            "classes", {"binary": ["lesion"], "multilabel": ["round", "square"]}.get(kind, ["a", "b"])
+        )
         channels = changes.setdefault("in_channels", 3)
         facts = {
             "name": "tiny",
@@ -64,6 +72,20 @@ def spec() -> Callable[..., DataSpec]:
             "image_size": 16,
         }
         return DataSpec(kind=kind, **(facts | changes))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Callable[..., Any]:
+    """`dataset("isic2016", root, facts={...}, ...)`: the data set of `conf/data/isic2016.yaml` at 16x16."""
+
+    def make(name: str, root: Path, facts: Mapping[str, Any] | None = None, **options: Any) -> ImageDataModule:
+        config = OmegaConf.load(CONF / f"data/{name}.yaml")
+        spec = instantiate(config.spec, _convert_="all", **(facts or {}))
+        options = {"cache": tmp_path / "cache", "num_workers": 0, "image_size": 16, **options}
+        module: ImageDataModule = get_class(config._target_)(spec, root, **options)
+        return module
 
     return make
 
@@ -172,6 +194,217 @@ def _fake_dsb2018(
 def fake_dsb2018() -> Callable[..., Path]:
     """`fake_dsb2018(root, images, as_folder, size)`: bright discs, one mask file each; gives `root`."""
     return _fake_dsb2018
+
+
+def _put(root: Path, stem: str, files: Mapping[str, bytes], as_folder: bool) -> None:
+    """The files of one archive; in the zip they lie in a folder of its name, as in the official ones."""
+    _pack(root / stem, files if as_folder else {f"{stem}/{name}": file for name, file in files.items()}, as_folder)
+
+
+def _lesions(numbers: Iterable[int], size: tuple[int, int], seed: int) -> dict[str, tuple[bytes, NDArray[np.uint8]]]:
+    drawn = {n: _lesion(np.random.default_rng([seed, n]), _sizes(size, n)) for n in numbers}
+    return {f"ISIC_{n:07d}": (_encode(image, "JPEG", quality=95), mask) for n, (image, mask) in drawn.items()}
+
+
+def _fake_isic2016(
+    root: Path,
+    counts: Mapping[str, int] | None = None,
+    as_folder: bool = False,
+    size: tuple[int, int] = (24, 32),
+    seed: int = 0,
+) -> Path:
+    names = {"train": ("Training", 0, ("benign", "malignant")), "test": ("Test", 2000, ("0.0", "1.0"))}
+    for split, count in (counts or {"train": 16}).items():
+        part, first, words = names[split]
+        stem = f"ISBI2016_ISIC_Part3_{part}"
+        images = _lesions(range(first, first + count), size, seed)
+        _put(root, f"{stem}_Data", {f"{i}.jpg": jpeg for i, (jpeg, _) in images.items()}, as_folder)
+        rows = "".join(f"{i},{words[number % 3 == 1]}\n" for number, i in enumerate(images))
+        (root / f"{stem}_GroundTruth.csv").write_text(rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_isic2016() -> Callable[..., Path]:
+    """`fake_isic2016(root, {"train": 16, "test": 6}, as_folder, size)`: every third one malignant; gives `root`."""
+    return _fake_isic2016
+
+
+def _fake_isic2017_diagnosis(
+    root: Path, counts: Mapping[str, int] | None = None, as_folder: bool = False, **options: Any
+) -> Path:
+    names = {"train": ("Training", 0), "val": ("Validation", 1000), "test": ("Test_v2", 2000)}
+    counts = counts or {"train": 12, "val": 6, "test": 6}
+    _fake_isic2017(root, counts, as_folder, **options)
+    for split, count in counts.items():
+        part, first = names[split]
+        rows = [f"ISIC_{first + n:07d},{float(n % 3 == 1)},{float(n % 3 == 2)}\n" for n in range(count)]
+        table = root / f"ISIC-2017_{part}_Part3_GroundTruth.csv"
+        table.write_text("image_id,melanoma,seborrheic_keratosis\n" + "".join(rows))
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_isic2017_diagnosis() -> Callable[..., Path]:
+    """`fake_isic2017_diagnosis(root, counts, as_folder, size)`: in turn neither, melanoma, keratosis; gives `root`."""
+    return _fake_isic2017_diagnosis
+
+
+ATTRIBUTES = ("pigment_network", "negative_network", "streaks", "milia_like_cyst", "globules")
+
+
+def _fake_isic2018(
+    root: Path,
+    counts: Mapping[str, int] | None = None,
+    as_folder: bool = False,
+    size: tuple[int, int] = (24, 32),
+    seed: int = 0,
+    attributes: bool = False,
+) -> Path:
+    names = {"train": ("Training", 0), "val": ("Validation", 1000), "test": ("Test", 2000)}
+    for split, count in (counts or {"train": 16}).items():
+        part, first = names[split]
+        images = _lesions(range(first, first + count), size, seed)
+        _put(root, f"ISIC2018_Task1-2_{part}_Input", {f"{i}.jpg": jpeg for i, (jpeg, _) in images.items()}, as_folder)
+        masks = {}
+        for number, (i, (_, mask)) in enumerate(images.items()):
+            if not attributes:
+                masks[f"{i}_segmentation.png"] = _encode(mask)
+            for k, name in enumerate(ATTRIBUTES if attributes else ()):
+                masks[f"{i}_attribute_{name}.png"] = _encode(mask * np.uint8((number + k) % (k + 2) == 0))
+        _put(
+            root,
+            f"ISIC2018_{f'Task2_{part}_GroundTruth_v3' if attributes else f'Task1_{part}_GroundTruth'}",
+            masks,
+            as_folder,
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_isic2018_lesion() -> Callable[..., Path]:
+    """`fake_isic2018_lesion(root, {"train": 16, ...}, as_folder, size)`: gives `root`."""
+    return _fake_isic2018
+
+
+@pytest.fixture(scope="session")
+def fake_isic2018_attributes() -> Callable[..., Path]:
+    """`fake_isic2018_attributes(root, {"train": 16, ...}, as_folder, size)`: gives `root`.
+
+    Attribute k (from 0) is the whole lesion where the image's number plus k is a multiple of k + 2, else absent.
+    """
+    return partial(_fake_isic2018, attributes=True)
+
+
+FRAMES = (1, 2, 26, 27, 51, 52, 68, 69, 79, 80, 104, 105, 127, 128)
+
+
+def _fake_cvc_clinicdb(
+    root: Path,
+    frames: Iterable[int] = FRAMES,
+    as_folder: bool = False,
+    size: tuple[int, int] = (24, 32),
+    seed: int = 0,
+    kind: str = "png",
+) -> Path:
+    files = {}
+    for number in frames:
+        image, mask = _lesion(np.random.default_rng([seed, number]), size)
+        edges = cv2.blur(mask, (3, 3))
+        files[f"Original/{number}.{kind}"] = _encode(image, {"png": "PNG", "tif": "TIFF"}[kind])
+        files[f"Ground Truth/{number}.{kind}"] = _encode(np.dstack([edges] * 3), {"png": "PNG", "tif": "TIFF"}[kind])
+    _put(root, "CVC-ClinicDB", files, as_folder)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_cvc_clinicdb() -> Callable[..., Path]:
+    """`fake_cvc_clinicdb(root, frames, as_folder, size, kind="tif")`: two frames of each of 7 sequences; gives `root`.
+
+    Masks are RGB with grey edges.
+    """
+    return _fake_cvc_clinicdb
+
+
+def _photo(number: int, label: int, size: tuple[int, int], seed: int) -> bytes:
+    rng = np.random.default_rng([seed, label, number])
+    image, mask = _lesion(rng, _sizes(size, number))
+    image[mask > 0] = ((60, 50, 40), (220, 180, 40), (40, 90, 200))[label % 3]
+    return _encode(image, "JPEG", quality=95)
+
+
+def _fake_hymenoptera(
+    root: Path,
+    counts: Mapping[str, int] | None = None,
+    as_folder: bool = False,
+    size: tuple[int, int] = (24, 32),
+    seed: int = 0,
+) -> Path:
+    files = {
+        f"{split}/{name}/{100 * (split == 'val') + number:05d}_{name[0]}.jpg": _photo(
+            100 * (split == "val") + number, label, size, seed
+        )
+        for split, count in (counts or {"train": 6, "val": 4}).items()
+        for label, name in enumerate(("ants", "bees"))
+        for number in range(count)
+    }
+    _put(root, "hymenoptera_data", files, as_folder)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_hymenoptera() -> Callable[..., Path]:
+    """`fake_hymenoptera(root, {"train": 6, "val": 4}, as_folder, size)`: so many of each class; gives `root`."""
+    return _fake_hymenoptera
+
+
+def _fake_folder(
+    root: Path,
+    images: int = 12,
+    classes: Sequence[str] = (),
+    splits: Sequence[str] = ("",),
+    size: tuple[int, int] = (24, 32),
+    seed: int = 0,
+) -> Path:
+    files = {}
+    for number in range(images):
+        split = splits[number % len(splits)]
+        below = f"{split}/" if split else ""
+        image, mask = _lesion(np.random.default_rng([seed, number]), _sizes(size, number))
+        files[f"{below}images/case{number:02d}.png"] = _encode(image)
+        for k, name in enumerate(classes):
+            files[f"{below}masks/{name}/case{number:02d}.png"] = _encode(np.roll(mask, 3 * k, 0))
+        if not classes:
+            files[f"{below}masks/case{number:02d}.png"] = _encode(mask)
+    return _pack(root, files, as_folder=True)
+
+
+@pytest.fixture(scope="session")
+def fake_folder() -> Callable[..., Path]:
+    """`fake_folder(root, images, classes, splits, size)`: `[<split>/]images/` and `masks/[<class>/]`; gives `root`."""
+    return _fake_folder
+
+
+def _fake_folder_labels(
+    root: Path,
+    images: int = 12,
+    classes: Sequence[str] = ("a", "b"),
+    splits: Sequence[str] = ("",),
+    size: tuple[int, int] = (24, 32),
+    seed: int = 0,
+) -> Path:
+    files = {}
+    for number in range(images):
+        label, split = number % len(classes), splits[number // len(classes) % len(splits)]
+        name = f"{classes[label]}/{number:02d}.jpg"
+        files[f"{split}/{name}" if split else name] = _photo(number, label, size, seed)
+    return _pack(root, files, as_folder=True)
+
+
+@pytest.fixture(scope="session")
+def fake_folder_labels() -> Callable[..., Path]:
+    """`fake_folder_labels(root, images, classes, splits, size)`: `[<split>/]<class>/`; gives `root`."""
+    return _fake_folder_labels
 
 
 @pytest.fixture

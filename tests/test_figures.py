@@ -130,9 +130,10 @@ def test_to_pixels_undoes_the_normalisation(spec):
     facts = spec()
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     image[0, :2] = [[0, 0, 0], [255, 255, 255]]
-    normalised = CachedDataset(None, 0, [], facts).normalise(image)
-    np.testing.assert_array_equal(to_pixels(normalised, facts), image)
-    assert to_pixels(normalised * 100, facts).max() == 255  # clipped, not wrapped
+    normalisation = np.array(facts.mean), np.array(facts.std)
+    normalised = CachedDataset(None, np.arange(0), [], facts, normalisation).normalise(image)
+    np.testing.assert_array_equal(to_pixels(normalised, *normalisation), image)
+    assert to_pixels(normalised * 100, *normalisation).max() == 255  # clipped, not wrapped
 
 
 HISTORY = [

@@ -13,14 +13,14 @@ ORDER = [
     {"figures"},
     {"tasks"},
     {"callbacks"},
-    {"evaluation", "runs"},
+    {"evaluation", "runs", "verification"},
     {"build"},
     {"report"},
     {"cli"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "prepare"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
-KNOW_HYDRA = {"build", "cli", "train", "evaluate"}
+KNOW_HYDRA = {"build", "cli", "train", "evaluate", "prepare"}
 
 
 def imports():

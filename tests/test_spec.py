@@ -53,9 +53,34 @@ def test_facts_that_agree_are_accepted(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "target", "classes"),
+    [
+        *(("binary", "mask", ["a"]), ("binary", "label", ["a"]), ("multilabel", "mask", ["a", "b"])),
+        *(("multilabel", "label", ["a", "b", "c"]), ("multiclass", "label", ["a", "b"])),
+    ],
+)
+def test_classes_are_masks_or_labels_and_the_normalisation_may_be_measured(
+    kind: Any, target: Any, classes: list[str]
+) -> None:
+    spec = DataSpec("tiny", classes, kind, 3, len(classes), target=target)  # type: ignore[arg-type]
+    assert (spec.classes, spec.target, spec.mean, spec.std) == (tuple(classes), target, None, None)
+
+
+def test_masks_are_the_usual_target() -> None:
+    assert DataSpec(**FACTS).target == "mask"
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "multiclass"}, ["data.spec.kind", "'multiclass'", "'binary' or 'multilabel'"]),
+        ({"kind": "multi"}, ["data.spec.kind is 'multi'", "expected one of binary, multilabel, multiclass"]),
+        ({"target": "box"}, ["data.spec.target is 'box'", "'mask' or 'label'"]),
+        ({**TWO, "kind": "multiclass"}, ["multiclass", "data.spec.target is 'mask'", "['a', 'b']"]),
+        ({"kind": "multiclass", "target": "label"}, ["multiclass", "two classes or more", "['lesion']"]),
+        ({**TWO, "classes": ["a", "a"]}, ["['a', 'a']", "names that differ"]),
+        ({**TWO, "classes": [], "num_outputs": 0}, ["[]", "names that differ"]),
+        ({"mean": None}, ["data.spec.mean and data.spec.std", "both or neither"]),
+        ({"std": None}, ["data.spec.mean and data.spec.std", "both or neither"]),
         ({"classes": ["a", "b"], "num_outputs": 2}, ["binary", "['a', 'b']"]),
         ({"classes": []}, ["binary", "[]"]),
         ({"num_outputs": 2}, ["data.spec.num_outputs is 2", "names 1", "['lesion']"]),

@@ -1,9 +1,12 @@
 """The base of all data sets: found, indexed, cached, split, loaded."""
 
 import dataclasses
+import gc
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from medvision.data.augment import Augment
-from medvision.data.cache import Cache, Sample
-from medvision.data.images import Pixels
-from medvision.data.sampling import Draw, EpochSampler, ShardSampler
-from medvision.data.source import Source
+from medvision.data.cache import BrokenFiles, Cache, Sample
+from medvision.data.checks import check
+from medvision.data.dataset import CachedDataset, collate
+from medvision.data.indexing import Indexing
+from medvision.data.problems import Problem, settle
+from medvision.data.sampling import EpochSampler, ShardSampler
+from medvision.data.source import many_objects
+from medvision.data.splitting import assign_folds, rarest
 from medvision.errors import MedvisionError
 from medvision.spec import DataSpec, as_size
 
@@ -27,11 +34,16 @@ log = logging.getLogger(__name__)
 Splits = Mapping[str, Sequence[Sample]]
 
 
-class ImageDataModule(pl.LightningDataModule):
-    """Images with masks, in splits `train`, `val` and, where it can be had, `test`.
+class ImageDataModule(Indexing, pl.LightningDataModule):
+    """Images with masks or labels, in splits `train`, `val` and, where it can be had, `test`.
 
     A data set is a subclass with a `page` and an `index`. Batches are dictionaries:
-    `image` float32 (N, C, H, W), normalised; `target` float32 (N, K, H, W) of 0 and 1; `id` list of str.
+    `image` float32 (N, C, H, W), normalised; `target` float32 (N, K, H, W) of 0 and 1 for masks, float32 (N, K) for
+    binary and multilabel labels, int64 (N,) for multiclass ones; `id` list of str.
+
+    Splits are the official ones where they exist. What is missing is dealt from the training images in `folds`
+    folds, stratified and with groups kept together: fold number `fold` is `test`, the next one `val`; where the
+    official `test` is there, fold number `fold` is `val`.
 
     Args:
         spec: The facts of the data set.
@@ -43,13 +55,20 @@ class ImageDataModule(pl.LightningDataModule):
             drawn does not depend on it.
         augment: Augmentation of the training split.
         seed: Decides the order and the augmentation of every epoch.
+        folds: Number of folds of a cross-validation, which takes the place of the official train and val; None
+            keeps the official splits and deals what is missing in five folds.
+        fold: Which of them is held out, from 0.
+        split_seed: Decides who is in which fold.
+        exclude: Ids to leave out, or a text file with one in each line.
+        alike_together: Whether images that look alike stay in one split where splits are dealt.
+        balanced: Whether an epoch draws images of rare classes as often as those of frequent ones.
 
     Raises:
-        MedvisionError: If `batch_size` is not positive.
+        MedvisionError: If a number is out of its range or the file of `exclude` is not there.
     """
 
-    page: str
-    """The official page to get the data from."""
+    dealt_folds = 5
+    """Folds where official splits are missing and none are asked for."""
 
     def __init__(
         self,
@@ -61,58 +80,196 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         augment: Augment | None = None,
         seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
+        split_seed: int = 0,
+        exclude: Sequence[str] | str = (),
+        alike_together: bool = True,
+        balanced: bool = False,
     ) -> None:
-        super().__init__()
+        pl.LightningDataModule.__init__(self)
+        spec = spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
+        Indexing.__init__(self, spec, Path(root))
         if batch_size < 1:
             raise MedvisionError(f"data.batch_size is {batch_size}; expected 1 or more")
-        self.spec = spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
-        self.root, self.cache_root = Path(root), Path(cache)
+        if folds is not None and folds < 2:
+            raise MedvisionError(f"data.folds is {folds}; expected 2 or more, or null for the official splits")
+        if not 0 <= fold < (folds or self.dealt_folds):
+            raise MedvisionError(f"data.fold is {fold}; expected 0 to {(folds or self.dealt_folds) - 1}")
+        self.cache_root = Path(cache)
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
+        self.folds, self.fold, self.split_seed = folds, fold, split_seed
+        self.alike_together, self.balanced = alike_together, balanced
+        self.exclude = _read_exclude(exclude)
         gpu_workers = min(8, torch.multiprocessing.cpu_count()) if torch.cuda.is_available() else 0
         self.num_workers = gpu_workers if num_workers is None else num_workers
-        self._splits: dict[str, list[Sample]] | None = None
-        self._cache: Cache | None = None
 
     @abstractmethod
     def index(self) -> Splits:
-        """Lists the samples of each split, from names alone."""
+        """Lists the samples of each official split, from names and tables alone.
 
-    @property
-    def splits(self) -> dict[str, list[Sample]]:
-        """The samples of each split, sorted by id; indexed once.
+        What is wrong goes to `problem`. A data set without official splits gives all as `train`.
+        """
+
+    @cached_property
+    def indexed(self) -> dict[str, list[Sample]]:
+        """The samples of each official split, sorted by id, without the excluded ones.
 
         Raises:
-            MedvisionError: If data is missing, a split empty, or a sample in two places.
+            MedvisionError: If data is missing, an id in two places, a split empty, or an excluded id unknown.
         """
-        if self._splits is None:
+        self.noted.clear()
+        with many_objects():
             splits = {name: sorted(samples, key=lambda s: s.id) for name, samples in self.index().items()}
-            for name, samples in splits.items():
-                if not samples:
-                    raise MedvisionError(f"{self.spec.name}: no images for the split {name!r} in {self.root}")
-            ids = [sample.id for samples in splits.values() for sample in samples]
-            if twice := sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []:
-                raise MedvisionError(f"{self.spec.name}: in two places: {', '.join(twice[:10])}; remove one of each")
-            self._splits = splits
-        return self._splits
+        ids = [sample.id for samples in splits.values() for sample in samples]
+        if len(set(ids)) < len(ids):
+            twice = sorted(i for i, times in Counter(ids).items() if times > 1)
+            raise MedvisionError(f"{self.spec.name}: in two places: {', '.join(twice[:10])}; remove one of each")
+        known = {*ids, *(item for problem in self.noted for item in problem.items)}
+        if unknown := sorted(self.exclude - known):
+            raise MedvisionError(f"data.exclude names {', '.join(unknown[:10])}, which {self.spec.name} does not have")
+        splits = {name: [s for s in samples if s.id not in self.exclude] for name, samples in splits.items()}
+        for name in ("train", *splits):
+            if not splits.get(name):
+                raise MedvisionError(f"{self.spec.name}: no images for the split {name!r} in {self.root}")
+        return splits
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """All samples, sorted by id: the rows of the cache."""
+        return sorted((s for samples in self.indexed.values() for s in samples), key=lambda s: s.id)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What the index found wrong, without what is excluded."""
+        _ = self.indexed
+        return [left for problem in self.noted if (left := problem.without(self.exclude))]
+
+    @cached_property
+    def dealt(self) -> dict[str, list[Sample]]:
+        """The samples of each split, sorted by id, whatever is wrong with the data."""
+        return self.indexed if self.folds is None and "val" in self.indexed else self._deal(self.indexed)
+
+    @cached_property
+    def splits(self) -> dict[str, list[Sample]]:
+        """The samples of each split, sorted by id.
+
+        Raises:
+            MedvisionError: If the index found errors, or there are too few images for the folds.
+        """
+        settle(self.spec.name, self.problems)
+        return self.dealt
+
+    @cached_property
+    def findings(self) -> list[Problem]:
+        """What the index, the files and the splits have wrong; decodes the files where that was not done yet.
+
+        Broken files are an error here, not an exception.
+        """
+        found = list(self.problems)
+        try:
+            _ = self.cache
+        except BrokenFiles as error:
+            found += [Problem("error", "broken files", (i,), text) for i, text in error.messages.items()]
+            return found
+        split = {sample.id: name for name, samples in self.dealt.items() for sample in samples}
+        return found + check(self.spec, self.samples, self.cache, self.presence, [split[s.id] for s in self.samples])
+
+    def _deal(self, found: Mapping[str, list[Sample]]) -> dict[str, list[Sample]]:
+        """Deals what is no official test split in folds."""
+        test = found.get("test", [])
+        held = {s.id for s in test}
+        rows = [row for row, sample in enumerate(self.samples) if sample.id not in held]
+        pool = [self.samples[row] for row in rows]
+        strata, groups = ([of[row] for row in rows] for of in (self.strata(), self.groups()))
+        # with few images or groups, so many folds as there are
+        folds, least = self.folds or min(self.dealt_folds, len(set(groups))), 2 if test else 3
+        if folds < least:
+            raise MedvisionError(
+                f"data.folds is {folds}; expected {least} or more: {self.spec.name} has no official test split "
+                "here, so one fold is tested on and the next one validates"
+            )
+        dealt = assign_folds([s.id for s in pool], folds, strata, groups, self.split_seed)
+        val = self.fold if test else (self.fold + 1) % folds
+        names = ["val" if f == val else "test" if f == self.fold else "train" for f in range(folds)]
+        splits: dict[str, list[Sample]] = {name: [] for name in ("train", "val", "test")}
+        for sample, fold in zip(pool, dealt, strict=True):
+            splits[names[fold]].append(sample)
+        splits["test"] = test or splits["test"]
+        if empty := [name for name, samples in splits.items() if not samples]:
+            raise MedvisionError(f"{self.spec.name}: {len(pool)} images in {folds} folds leave {empty} empty")
+        return splits
+
+    def strata(self) -> Sequence[Hashable]:
+        """What every fold is to hold its share of, for each of `samples`: the rarest class that is present."""
+        strata: list[int] = rarest(self.presence).tolist()
+        return strata
+
+    def groups(self) -> list[Hashable]:
+        """What folds must not tear apart, for each of `samples`: its group, identical images and look-alikes."""
+        joined: dict[Hashable, Hashable] = {}
+
+        def root(key: Hashable) -> Hashable:
+            while (above := joined.setdefault(key, key)) != key:
+                key = above
+            return key
+
+        keys: list[Hashable] = [("id", s.id) if s.group is None else ("group", s.group) for s in self.samples]
+        for key, content in zip(keys, self.cache.facts["content"].tolist(), strict=True):
+            joined[root(("content", content))] = root(key)
+        for first, second, _ in self.cache.pairs.tolist() if self.alike_together else []:
+            joined[root(keys[first])] = root(keys[second])
+        return [root(key) for key in keys]
+
+    @cached_property
+    def presence(self) -> NDArray[np.bool_]:
+        """Whether each of `samples` shows each class: bool (N, K)."""
+        if self.spec.target == "mask":
+            return np.asarray(self.cache.facts["pixels"] > 0)
+        return np.array([[k in s.labels for k in range(len(self.spec.classes))] for s in self.samples], bool)
 
     @property
     def reported_split(self) -> str:
         """The split that results are reported on: `test`, or `val` where no test masks are to be had."""
         return "test" if "test" in self.splits else "val"
 
-    @property
+    @cached_property
     def cache(self) -> Cache:
-        """The decoded arrays, a row for each sample in the order of the splits; built where needed."""
-        if self._cache is None:
-            samples = [sample for samples in self.splits.values() for sample in samples]
-            self._cache = Cache.build(
-                self.cache_root / self.spec.name, samples, self.spec.image_size, self.spec.in_channels
-            )
-        return self._cache
+        """The decoded arrays, a row for each of `samples`; built where needed."""
+        return Cache.build(self.cache_folder, self.samples, self.spec.image_size, self.spec.in_channels)
+
+    @property
+    def cache_folder(self) -> Path:
+        """What is derived from this data set."""
+        return self.cache_root / self.spec.name
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """The rows of the cache that are a split, in the order of its samples.
+
+        Raises:
+            MedvisionError: If there is no such split.
+        """
+        if split not in self.splits:
+            raise MedvisionError(f"{self.spec.name} has no split {split!r} here; it has {', '.join(self.splits)}")
+        wanted = {s.id for s in self.splits[split]}
+        return np.flatnonzero([s.id in wanted for s in self.samples])
+
+    @cached_property
+    def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel, in [0, 1]: the spec's, or those of the training split."""
+        if self.spec.mean is not None and self.spec.std is not None:
+            return np.array(self.spec.mean), np.array(self.spec.std)
+        return self.cache.statistics(self.rows("train"))
 
     def prepare_data(self) -> None:
-        """Builds the cache, in one process."""
-        _ = self.cache
+        """Builds the cache and checks what is in it, in one process.
+
+        Raises:
+            MedvisionError: If anything has errors.
+        """
+        _ = self.splits, self.cache
+        known = self.problems
+        settle(self.spec.name, [problem for problem in self.findings if problem not in known])
 
     def dataset(self, split: str, train: bool = False, full: bool = False) -> "CachedDataset":
         """The samples of a split.
@@ -125,18 +282,38 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             MedvisionError: If there is no such split.
         """
-        if split not in self.splits:
-            raise MedvisionError(f"{self.spec.name} has no split {split!r} here; it has {', '.join(self.splits)}")
-        names = list(self.splits)
-        first = sum(len(self.splits[name]) for name in names[: names.index(split)])
-        augment = self.augment if train else None
-        return CachedDataset(self.cache, first, self.splits[split], self.spec, augment, full)
+        rows, augment = self.rows(split), self.augment if train else None
+        return CachedDataset(self.cache, rows, self.splits[split], self.spec, self.normalisation, augment, full)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Augmented batches in the epoch's own order; a last, smaller batch is left out."""
         dataset = self.dataset("train", train=True)
-        sampler = EpochSampler(len(dataset), self.seed, self._epoch)
+        weights = self.sample_weights("train") if self.balanced else None
+        sampler = EpochSampler(len(dataset), self.seed, self._epoch, weights)
         return self._loader(dataset, sampler, drop_last=len(sampler) > self.batch_size)
+
+    def sample_weights(self, split: str) -> NDArray[np.float64]:
+        """Chance of each image of a split in a balanced draw: every stratum, the rarest class shown, alike."""
+        stratum = rarest(self.presence)[self.rows(split)]
+        _, index, counts = np.unique(stratum, return_inverse=True, return_counts=True)
+        result: NDArray[np.float64] = 1 / (len(counts) * counts[index])
+        return result
+
+    def positive_weights(self, split: str = "train") -> list[float]:
+        """For each class, negatives over positives in a split: of pixels for masks, of images for labels.
+
+        Raises:
+            MedvisionError: If a class does not occur.
+        """
+        rows = self.rows(split)
+        if self.spec.target == "mask":
+            positive = self.cache.masks[rows].sum((0, 1, 2), np.int64)
+            total = len(rows) * self.spec.image_size[0] * self.spec.image_size[1]
+        else:
+            positive, total = self.presence[rows].sum(0), len(rows)
+        if missing := [name for name, n in zip(self.spec.classes, positive, strict=True) if n == 0]:
+            raise MedvisionError(f"{self.spec.name}: {', '.join(missing)} does not occur in {split}: no weight for it")
+        return [float((total - n) / n) for n in positive]
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The validation split at network size."""
@@ -161,94 +338,24 @@ class ImageDataModule(pl.LightningDataModule):
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_one_thread if self.num_workers else None,
+            worker_init_fn=_settle_in if self.num_workers else None,
         )
 
-    def find(self, stem: str) -> Source | None:
-        """The folder or archive `stem` below the root, if it is there."""
-        return Source.find(self.root, stem)
 
-    def expect(self, what: str, official: int, found: int) -> None:
-        """Warns where the number of images is not the official one."""
-        if found != official:
-            log.warning("%s: %d %s images, officially %d", self.spec.name, found, what, official)
-
-    def source(self, stem: str) -> Source:
-        """The folder or archive `stem` below the root.
-
-        Raises:
-            MedvisionError: If it is missing, naming the page to get it from.
-        """
-        found = self.find(stem)
-        if found is None:
-            raise MedvisionError(
-                f"{self.spec.name}: neither {stem}.zip nor a folder {stem} in {self.root.resolve()}. "
-                f"Get it from {self.page} and put it there, or set MEDVISION_DATA to the folder that holds "
-                f"{self.root.name}/. data=phantom needs no download."
-            )
-        return found
+def _read_exclude(exclude: Sequence[str] | str) -> frozenset[str]:
+    if not isinstance(exclude, str):
+        return frozenset(map(str, exclude))
+    try:
+        lines = Path(exclude).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MedvisionError(
+            f"data.exclude={exclude} cannot be read ({error.strerror}); expected a list of ids, or a text file with "
+            "one in each line"
+        ) from None
+    return frozenset(line.strip() for line in lines if line.strip())
 
 
-class CachedDataset(Dataset[dict[str, Any]]):
-    """The samples of one split, read from the cache.
-
-    Args:
-        cache: Arrays of the whole data set.
-        first: Row of the split's first sample.
-        samples: The split's samples, in the order of the rows.
-        spec: The facts of the data set.
-        augment: Augmentation, or None.
-        full: Whether items carry `mask` at the file's own size.
-    """
-
-    def __init__(
-        self,
-        cache: Cache,
-        first: int,
-        samples: Sequence[Sample],
-        spec: DataSpec,
-        augment: Augment | None = None,
-        full: bool = False,
-    ) -> None:
-        self.cache, self.first, self.augment, self.full = cache, first, augment, full
-        self.ids = np.array([sample.id for sample in samples])  # one array: a list is copied into every worker
-        self.samples = samples if full else None
-        self.scale = (1 / (255 * np.array(spec.std))).astype(np.float32)
-        self.offset = (np.array(spec.mean) / np.array(spec.std)).astype(np.float32)
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.ids)
-
-    def __getitem__(self, item: int | Draw) -> dict[str, Any]:
-        """One sample: a position in the split or, for training, a draw."""
-        position, seed = item if isinstance(item, Draw) else (item, 0)
-        position = range(len(self))[position]  # from the end where negative, an IndexError beyond it
-        row = self.first + position
-        image, mask = self.cache.images[row], self.cache.masks[row]
-        if self.augment is not None:
-            image, mask = self.augment(np.array(image), np.array(mask), seed)
-        result: dict[str, Any] = {
-            "image": torch.from_numpy(self.normalise(image)),
-            "target": torch.from_numpy(np.ascontiguousarray(mask.transpose(2, 0, 1), np.float32)),
-            "id": str(self.ids[position]),
-        }
-        if self.samples is not None:
-            full = self.samples[position].read_masks(tuple(self.cache.sizes[row].tolist()))
-            result["mask"] = torch.from_numpy(full).permute(2, 0, 1)
-        return result
-
-    def normalise(self, image: Pixels) -> NDArray[np.float32]:
-        """uint8 (H, W, C) to float32 (C, H, W) with the training split's mean 0 and standard deviation 1."""
-        result: NDArray[np.float32] = np.ascontiguousarray((image * self.scale - self.offset).transpose(2, 0, 1))
-        return result
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks images and targets; ids and masks, which differ in size, stay lists."""
-    stacked = {key: torch.stack([item[key] for item in items]) for key in ("image", "target")}
-    return stacked | {key: [item[key] for item in items] for key in items[0] if key not in stacked}
-
-
-def _one_thread(_: int) -> None:
+def _settle_in(_: int) -> None:
+    """Readies a worker process."""
     cv2.setNumThreads(0)
+    gc.freeze()  # a collection would write to every object of the index, and so copy its pages into this process

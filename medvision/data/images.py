@@ -34,11 +34,11 @@ def read_image(member: Member, channels: int) -> Pixels:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def read_mask(member: Member) -> NDArray[np.bool_]:
+def read_mask(member: Member) -> tuple[NDArray[np.bool_], int]:
     """Reads a mask of any common mode: what is brighter than half of white, or 1 where the mask holds 0 and 1 only.
 
     Returns:
-        bool of shape (H, W).
+        bool of shape (H, W); and the number of pixels that are neither black nor the mask's brightest value.
 
     Raises:
         MedvisionError: If the file is truncated or no image.
@@ -46,8 +46,8 @@ def read_mask(member: Member) -> NDArray[np.bool_]:
     image = _decode(member)
     # a palette is seen in its colours, as a viewer shows it; a pure colour is as bright as its brightest channel
     grey = np.asarray(image) if image.mode == "L" else np.asarray(image.convert("RGB")).max(-1)
-    result: NDArray[np.bool_] = grey > (0 if grey.max(initial=0) <= 1 else 127)
-    return result
+    top = grey.max(initial=0)
+    return grey > (0 if top <= 1 else 127), int(np.count_nonzero((grey > 0) & (grey < top)))
 
 
 def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:

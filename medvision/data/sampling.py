@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch.distributed
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 
@@ -25,17 +26,20 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 class EpochSampler(Sampler[Draw]):
-    """A fresh permutation for each epoch, divided among the processes.
+    """A fresh permutation or weighted draw for each epoch, divided among the processes.
 
     Args:
         length: Samples in the split.
         seed: Seed of the run.
         epoch: Tells the epoch when an iteration begins. Lightning's `set_epoch` comes too late for a resumed
             run: the worker processes have drawn their first batches by then.
+        weights: Chance of each sample, drawn with replacement; None is a permutation.
     """
 
-    def __init__(self, length: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.length, self.seed, self.epoch = length, seed, epoch
+    def __init__(
+        self, length: int, seed: int, epoch: Callable[[], int], weights: NDArray[np.float64] | None = None
+    ) -> None:
+        self.length, self.seed, self.epoch, self.weights = length, seed, epoch, weights
 
     def __len__(self) -> int:
         """Samples that this process draws in an epoch."""
@@ -45,7 +49,10 @@ class EpochSampler(Sampler[Draw]):
         """Draws the present epoch; processes get equal shares, the remainder is left out of this epoch."""
         rank, world = _rank_and_world()
         rng = np.random.default_rng([self.seed, self.epoch()])
-        order = rng.permutation(self.length)
+        if self.weights is None:
+            order = rng.permutation(self.length)
+        else:
+            order = rng.choice(self.length, self.length, p=self.weights / self.weights.sum())
         seeds = rng.integers(0, 2**31, self.length)
         for i in range(rank, self.length // world * world, world):
             yield Draw(int(order[i]), int(seeds[i]))

@@ -31,6 +31,10 @@ def ids(data: DSB2018) -> dict[str, list[str]]:
     return {split: [sample.id for sample in samples] for split, samples in data.splits.items()}
 
 
+def everything(data: DSB2018) -> list[str]:
+    return [i for split in ids(data).values() for i in split]
+
+
 def contents(root: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(root / "stage1_train.zip") as handle:
         return {name: handle.read(name) for name in handle.namelist()}
@@ -43,7 +47,7 @@ def pixels(content: bytes) -> Any:
 def test_masks_are_merged_and_images_lose_their_alpha(
     fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path
 ) -> None:
-    data = make(fake_dsb2018(tmp_path / "dsb2018"))
+    data = make(fake_dsb2018(tmp_path / "dsb2018", 20))
     files, seen = contents(data.root), 0
     for samples in data.splits.values():
         for sample in samples:
@@ -53,7 +57,7 @@ def test_masks_are_merged_and_images_lose_their_alpha(
             assert rgba.shape[2] == 4 and np.array_equal(image, rgba[..., :3])
             assert len(parts) == 3 and np.array_equal(masks[..., 0], np.max(parts, 0) // 255)
             seen += 1
-    assert seen == 12
+    assert seen == 20
 
 
 def test_batches_hold_nuclei(fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_batches_hold_nuclei(fake_dsb2018: Callable[..., Path], make: Make, tmp_
     assert {i: tuple(mask.shape[1:]) for i, mask in zip(full["id"], full["mask"], strict=True)} == sizes
 
 
-@pytest.mark.parametrize("images", [10, 12, 25])
+@pytest.mark.parametrize("images", [13, 20, 25])
 def test_splits_hold_every_image_once_and_the_test_split_is_the_published_one(
     fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path, images: int
 ) -> None:
@@ -77,11 +81,12 @@ def test_splits_hold_every_image_once_and_the_test_split_is_the_published_one(
     assert sorted(i for split in found.values() for i in split) == everything and len(everything) == images
     _, test = train_test_split(everything, test_size=0.2, random_state=41)
     assert found["test"] == sorted(test) and data.reported_split == "test"
-    assert len(found["val"]) == -(-(images - len(test)) // 10)
+    rest = images - len(test)
+    assert rest // 10 <= len(found["val"]) <= -(-rest // 10)
 
 
 def test_splits_depend_on_the_ids_only(fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path) -> None:
-    root = fake_dsb2018(tmp_path / "dsb2018")
+    root = fake_dsb2018(tmp_path / "dsb2018", 20)
     expected = ids(make(root, seed=0))
     assert ids(make(root, seed=1)) == expected
     np.random.seed(5)
@@ -90,7 +95,7 @@ def test_splits_depend_on_the_ids_only(fake_dsb2018: Callable[..., Path], make: 
         for name in reversed(files):
             handle.writestr(name, files[name])
     assert ids(make(root)) == expected
-    assert ids(make(fake_dsb2018(tmp_path / "folder/dsb2018", as_folder=True))) == expected
+    assert ids(make(fake_dsb2018(tmp_path / "folder/dsb2018", 20, as_folder=True))) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_other_packings_are_read_alike(
     tmp_path: Path,
     change: Callable[[str], str],
 ) -> None:
-    before = make(fake_dsb2018(tmp_path / "a/dsb2018"))
+    before = make(fake_dsb2018(tmp_path / "a/dsb2018", 20))
     files = {change(name): content for name, content in contents(before.root).items()}
     for as_folder in (False, True):
         root = tmp_path / f"b{as_folder}/dsb2018"
@@ -115,35 +120,65 @@ def test_other_packings_are_read_alike(
 
 
 def test_junk_of_other_systems_is_ignored(fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path) -> None:
-    root = fake_dsb2018(tmp_path / "dsb2018")
+    root = fake_dsb2018(tmp_path / "dsb2018", 20)
     expected, name = ids(make(root)), next(iter(contents(root))).split("/")[0]
     with zipfile.ZipFile(root / "stage1_train.zip", "a") as handle:
         for junk in (f"__MACOSX/{name}/images/._{name}.png", f"{name}/masks/.DS_Store", f"{name}/masks/._0.png"):
             handle.writestr(junk, b"junk")
+    data = make(root)
+    assert ids(data) == expected and len(data.cache.images) == 20
+    assert [problem.kind for problem in data.problems] == ["not the official number"]
+
+
+def test_stray_files_are_named_and_left_out(fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path) -> None:
+    root = fake_dsb2018(tmp_path / "dsb2018", 20)
+    expected = ids(make(root))
+    with zipfile.ZipFile(root / "stage1_train.zip", "a") as handle:
         handle.writestr("stage1_train_labels.csv", b"ImageId,EncodedPixels\n")
     data = make(root)
-    assert ids(data) == expected and len(data.cache.images) == 12
+    assert ids(data) == expected
+    assert [str(problem) for problem in data.problems if problem.kind == "stray files"] == [
+        f"stray files (1): They are left out: {root}/stage1_train.zip: stage1_train_labels.csv"
+    ]
 
 
-@pytest.mark.parametrize("kind", ["images", "masks"])
-def test_a_folder_that_lacks_a_half_is_named(
-    fake_dsb2018: Callable[..., Path], make: Make, pack: Callable[..., Path], tmp_path: Path, kind: str
+def test_a_folder_without_image_is_left_out(
+    fake_dsb2018: Callable[..., Path], make: Make, pack: Callable[..., Path], tmp_path: Path
 ) -> None:
-    root = fake_dsb2018(tmp_path / "dsb2018")
+    root = fake_dsb2018(tmp_path / "dsb2018", 20)
     files = contents(root)
     name = sorted(files)[0].split("/")[0]
-    pack(root / "stage1_train", {n: c for n, c in files.items() if not n.startswith(f"{name}/{kind}/")})
-    with pytest.raises(MedvisionError, match=f"1 image folders lack images/ or masks/: {name};.*fetch it again"):
+    pack(root / "stage1_train", {n: c for n, c in files.items() if not n.startswith(f"{name}/images/")})
+    data = make(root)
+    assert name not in everything(data) and len(data.samples) == 19
+    assert [(p.grade, p.kind, p.items) for p in data.problems] == [
+        ("warning", "masks without images", (name,)),
+        ("warning", "not the official number", ()),
+    ]
+
+
+def test_a_folder_without_masks_is_named_and_can_be_excluded(
+    fake_dsb2018: Callable[..., Path], make: Make, pack: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = fake_dsb2018(tmp_path / "dsb2018", 20)
+    files = contents(root)
+    name = sorted(files)[0].split("/")[0]
+    pack(root / "stage1_train", {n: c for n, c in files.items() if not n.startswith(f"{name}/masks/")})
+    with pytest.raises(MedvisionError, match=rf"images without masks \(1\): Fetch .*: {name}\n.*data\.exclude"):
         _ = make(root).splits
+    assert len(everything(make(root, exclude=[name]))) == 19
 
 
 def test_two_images_in_a_folder_are_named(fake_dsb2018: Callable[..., Path], make: Make, tmp_path: Path) -> None:
-    root = fake_dsb2018(tmp_path / "dsb2018")
+    root = fake_dsb2018(tmp_path / "dsb2018", 20)
     name = sorted(contents(root))[0].split("/")[0]
     with zipfile.ZipFile(root / "stage1_train.zip", "a") as handle:
         handle.writestr(f"{name}/images/another.png", b"1")
-    with pytest.raises(MedvisionError, match=f"{name} has two images, .*{name}/images/another.png"):
+    words = rf"two images in one folder \(1\): .*{name}/images/{name}\.png and .*"
+    words += rf"{name}/images/another\.png: .*: {name}\n"
+    with pytest.raises(MedvisionError, match=words):
         _ = make(root).splits
+    assert len(everything(make(root, exclude=[name]))) == 19
 
 
 @pytest.mark.parametrize("images", [0, 1, 9])
@@ -183,7 +218,7 @@ def reference(name: str) -> list[str]:
 def test_the_real_archive_is_split_as_published(real_data: Callable[[str], Path], make: Make) -> None:
     data = make(real_data("dsb2018"))
     found = ids(data)
-    assert {split: len(samples) for split, samples in found.items()} == {"train": 477, "val": 54, "test": 133}
+    assert {split: len(samples) for split, samples in found.items()} == {"train": 478, "val": 53, "test": 133}
     assert found["test"] == sorted(reference("dsb2018_val.txt"))
     assert sorted(found["train"] + found["val"]) == sorted(reference("dsb2018_train.txt"))
 

@@ -150,9 +150,9 @@ def test_short_counts_are_warnings(
     with caplog.at_level(logging.WARNING):
         _ = make(fake_isic2017(tmp_path / "isic2017")).splits
     assert caplog.messages == [
-        "isic2017: 6 train images, officially 2000",
-        "isic2017: 3 val images, officially 150",
-        "isic2017: 3 test images, officially 600",
+        "isic2017: not the official number: 6 train images, officially 2000",
+        "isic2017: not the official number: 3 val images, officially 150",
+        "isic2017: not the official number: 3 test images, officially 600",
     ]
 
 
@@ -180,15 +180,34 @@ def test_no_folder_at_all_is_a_missing_archive(make: Make, tmp_path: Path) -> No
         _ = make(tmp_path / "nowhere/isic2017").splits
 
 
-@pytest.mark.parametrize(("archive", "split"), [("Training_Data", "train"), ("Validation_Part1_GroundTruth", "val")])
-def test_an_image_without_mask_or_a_mask_without_image_is_named(
-    fake_isic2017: Callable[..., Path], make: Make, tmp_path: Path, archive: str, split: str
+def test_a_mask_without_image_is_left_out(
+    fake_isic2017: Callable[..., Path], make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = fake_isic2017(tmp_path / "isic2017")
-    lone = {"train": "ISIC_0000003", "val": "ISIC_0001001"}[split]
-    rewrite(root / f"ISIC-2017_{archive}.zip", lambda name: None if lone in name else name)
-    with pytest.raises(MedvisionError, match=f"isic2017: 1 of the {split} split .* not both: {lone};.*fetch both"):
+    rewrite(root / "ISIC-2017_Training_Data.zip", lambda name: None if "ISIC_0000003" in name else name)
+    with caplog.at_level(logging.WARNING):
+        assert ids(make(root))["train"] == [f"ISIC_000000{number}" for number in (0, 1, 2, 4, 5)]
+    assert caplog.messages[:2] == [
+        "isic2017: train: masks without images (1): They are left out; fetch the images again: ISIC_0000003",
+        "isic2017: not the official number: 5 train images, officially 2000",
+    ]
+
+
+def test_an_image_without_mask_is_named_and_can_be_excluded(
+    fake_isic2017: Callable[..., Path], make: Make, tmp_path: Path
+) -> None:
+    root = fake_isic2017(tmp_path / "isic2017")
+    lone = "ISIC_0001001"
+    rewrite(root / "ISIC-2017_Validation_Part1_GroundTruth.zip", lambda name: None if lone in name else name)
+    with pytest.raises(MedvisionError) as caught:
         _ = make(root).splits
+    assert str(caught.value).splitlines() == [
+        "isic2017 has errors:",
+        f"  val: images without masks (1): Fetch the masks again, or exclude the images: {lone}",
+        "Mend them, or leave out what is listed with data.exclude=[id,...] or data.exclude=<text file>; "
+        "python -m medvision.prepare data=isic2017 writes such a file",
+    ]
+    assert ids(make(root, exclude=[lone]))["val"] == ["ISIC_0001000", "ISIC_0001002"]
 
 
 def test_an_image_in_two_splits_is_named(fake_isic2017: Callable[..., Path], make: Make, tmp_path: Path) -> None:

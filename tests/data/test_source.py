@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 import re
@@ -278,3 +279,96 @@ def test_signatures_change_with_the_file_only(tmp_path: Path, pack: Callable[...
     (folder / "a").write_bytes(b"3")
     os.utime(folder / "a", ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
     assert signatures(folder)["a"] != before["a"] and signatures(folder)["b"] == before["b"]
+
+
+METHODS = {
+    "stored": zipfile.ZIP_STORED,
+    "deflated": zipfile.ZIP_DEFLATED,
+    "bzip2": zipfile.ZIP_BZIP2,
+    "lzma": zipfile.ZIP_LZMA,
+}
+
+
+class Unseekable(io.RawIOBase):
+    """A pipe: an archive that is written to it has sizes and checksums behind each file."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.content += content
+        return len(content)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("zip64", [False, True], ids=["zip32", "zip64"])
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+@pytest.mark.parametrize("prefix", [b"", b"#!/bin/sh\n" * 9], ids=["", "behind a script"])
+def test_archives_of_every_kind_are_read(tmp_path: Path, method: str, zip64: bool, piped: bool, prefix: bytes) -> None:
+    pipe, path = Unseekable(), tmp_path / "data.zip"
+    target: Any = pipe if piped else path
+    with zipfile.ZipFile(target, "w", METHODS[method]) as handle:
+        for name, content in FILES.items():
+            with handle.open(name, "w", force_zip64=zip64) as stream:
+                stream.write(content)
+    path.write_bytes(prefix + (bytes(pipe.content) if piped else path.read_bytes()))
+    assert {member.name: member.read() for member in Source(path).members()} == FILES
+    found = Source(path)
+    path.write_bytes(path.read_bytes().replace(b"PK\3\4", b"PK\7\7"))
+    with pytest.raises(MedvisionError, match=f"{path}: three cannot be read.*fetch it again"):
+        found.read("three")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_changed_member_gives_other_contents(tmp_path: Path, method: str) -> None:
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as handle:
+        handle.writestr("a.bin", b"one " * 30, METHODS[method])
+    found, whole = Source(path), path.read_bytes()
+    flipped = [whole[:n] + bytes([whole[n] ^ 255]) + whole[n + 1 :] for n in range(len(whole))]
+    refused = 0
+    for content in [*flipped, *(whole[:n] for n in range(len(whole)))]:
+        path.write_bytes(content)
+        try:
+            assert found.read("a.bin") == b"one " * 30
+        except MedvisionError as error:
+            assert f"{path}: a.bin cannot be read" in str(error)
+            refused += 1
+    assert refused > 2 * whole.index(b"PK\1\2") - 40
+
+
+def test_an_archive_that_changes_after_opening_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+
+    def write(content: bytes) -> None:
+        with zipfile.ZipFile(path, "w") as handle:
+            handle.writestr("a.bin", content)
+
+    write(b"first")
+    member = Source(path).members()[0]
+    for content in (b"other", b"longer than before", b""):
+        write(content)
+        with pytest.raises(MedvisionError, match=f"{path}: a.bin cannot be read"):
+            member.read()
+    path.unlink()
+    with pytest.raises(MedvisionError, match=r"a\.bin cannot be read.*No such file"):
+        member.read()
+    write(b"first")
+    assert member.read() == b"first"
+
+
+def test_a_method_that_is_not_known_is_named(archive: Path) -> None:
+    content = archive.read_bytes()
+    header = content.index(b"PK\1\2")
+    archive.write_bytes(content[: header + 10] + b"\x63\0" + content[header + 12 :])
+    found = Source(archive)
+    with pytest.raises(MedvisionError, match=f"{archive}: .* cannot be read .*compression"):
+        found.read("b/two.png")
+
+
+def test_a_name_that_was_not_listed_is_named(archive: Path) -> None:
+    with pytest.raises(MedvisionError, match=f"{archive}: nothing cannot be read"):
+        Source(archive).read("nothing")
