@@ -267,9 +267,13 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         Raises:
             MedvisionError: If anything has errors.
         """
-        _ = self.splits, self.cache
-        known = self.problems
-        settle(self.spec.name, [problem for problem in self.findings if problem not in known])
+        _ = self._settled
+
+    @cached_property
+    def _settled(self) -> bool:
+        _ = self.splits, self.cache  # with the exceptions of their own
+        settle(self.spec.name, [problem for problem in self.findings if problem not in self.problems])
+        return True
 
     def dataset(self, split: str, train: bool = False, full: bool = False) -> "CachedDataset":
         """The samples of a split.

@@ -122,6 +122,7 @@ class Folder(ClassFolders):
                 + "for several classes"
                 + (f": data.spec.classes=[{','.join(names)}] data.spec.num_outputs={len(names)}" if names else "")
                 + (" data.spec.kind=multilabel" if len(names) > 1 else "")
+                + ("" if folders else ". A folder of images for each class is data=folder_labels")
             )
         kinds = ["mask/"] if folders == {""} else [f"mask/{name}" for name in self.spec.classes]
         splits = {}
@@ -146,7 +147,7 @@ class Folder(ClassFolders):
         if missing := [name for name in ("image", *target) if name not in columns]:
             raise MedvisionError(
                 f"{path} has the columns {header}; {', '.join(missing)} is missing. Expected image, mask (or "
-                "mask_<class> for each class) or label, and perhaps split and group"
+                "mask_<class> for each class) with data=folder, or label with data=folder_labels; perhaps split and group"
             )
         splits: dict[str, list[Sample]] = {}
         absent: list[str] = []

@@ -72,6 +72,8 @@ def _decode(member: Member) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
+            if upright.mode == "LAB":  # Pillow has no way from there to grey
+                upright = upright.convert("RGB")
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise MedvisionError(
             f"{member} cannot be decoded ({type(error).__name__}: {error}); "

@@ -5,16 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from medvision.data import (
-    drawing,
-    drawing_attributes,
-    drawing_insects,
-    drawing_isic2016,
-    drawing_nuclei,
-    drawing_polyps,
-)
 from medvision.data.base import ImageDataModule, Splits
 from medvision.data.cvc_clinicdb import CVCClinicDB
+from medvision.data.drawing import attributes, insects, lesions, melanoma, nuclei, polyps
 from medvision.data.dsb2018 import DSB2018
 from medvision.data.hymenoptera import Hymenoptera
 from medvision.data.isic2016 import ISIC2016
@@ -73,58 +66,58 @@ class Drawn(ImageDataModule):
 class Phantom(Drawn, ISIC2017):
     """Lesions in dermoscopic images, in the ISIC 2017 layout."""
 
-    version = drawing.VERSION
+    version = lesions.VERSION
 
     def draw(self) -> None:
         """Writes the archives to the root."""
-        drawing.write_isic2017(self.root, self.draw_seed, self.images)
+        lesions.write_isic2017(self.root, self.draw_seed, self.images)
 
 
 class PhantomNuclei(Drawn, DSB2018):
     """Nuclei in several kinds of microscopy, in the layout of the Data Science Bowl 2018."""
 
-    version = drawing_nuclei.VERSION
+    version = nuclei.VERSION
 
     def draw(self) -> None:
         """Writes the archive to the root."""
-        drawing_nuclei.write_dsb2018(self.root, self.draw_seed, **self.images)
+        nuclei.write_dsb2018(self.root, self.draw_seed, **self.images)
 
 
 class PhantomPolyps(Drawn, CVCClinicDB):
     """Polyps in sequences of similar frames, in the layout of CVC-ClinicDB."""
 
-    version = drawing_polyps.VERSION
+    version = polyps.VERSION
 
     def draw(self) -> None:
         """Writes the archive to the root."""
-        drawing_polyps.write_cvc_clinicdb(self.root, self.draw_seed, **self.images)
+        polyps.write_cvc_clinicdb(self.root, self.draw_seed, **self.images)
 
 
 class PhantomAttributes(Drawn, ISIC2018Attributes):
     """Lesions with five attributes as rare as the real ones, in the layout of ISIC 2018 Task 2."""
 
-    version = drawing_attributes.VERSION
+    version = attributes.VERSION
 
     def draw(self) -> None:
         """Writes the archives to the root."""
-        drawing_attributes.write_isic2018_attributes(self.root, self.draw_seed, **self.images)
+        attributes.write_isic2018_attributes(self.root, self.draw_seed, **self.images)
 
 
 class PhantomMelanoma(Drawn, ISIC2016):
     """Benign and malignant lesions, in the layout of ISBI 2016 Part 3."""
 
-    version = drawing_isic2016.VERSION
+    version = melanoma.VERSION
 
     def draw(self) -> None:
         """Writes the archives and tables to the root."""
-        drawing_isic2016.write_isic2016(self.root, self.draw_seed, **self.images)
+        melanoma.write_isic2016(self.root, self.draw_seed, **self.images)
 
 
 class PhantomInsects(Drawn, Hymenoptera):
     """Ants and bees, in folders for each class."""
 
-    version = drawing_insects.VERSION
+    version = insects.VERSION
 
     def draw(self) -> None:
         """Writes the archive to the root."""
-        drawing_insects.write_hymenoptera(self.root, self.draw_seed, **self.images)
+        insects.write_hymenoptera(self.root, self.draw_seed, **self.images)

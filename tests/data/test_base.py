@@ -118,6 +118,47 @@ def test_resized_images_are_normalised_after_averaging(data: Callable[..., Tiny]
     assert np.abs(item["image"].numpy().transpose(1, 2, 0) - expected).max() < 1.01 / 255 / min(STD)
 
 
+def test_without_numbers_images_are_normalised_by_the_training_split(data: Callable[..., Tiny]) -> None:
+    module = data(facts={"mean": None, "std": None})
+    pixels = module.cache.images[module.rows("train")].astype(np.float64) / 255
+    mean, std = module.normalisation
+    assert np.abs(mean - pixels.mean((0, 1, 2))).max() < 1e-12 and np.abs(std - pixels.std((0, 1, 2))).max() < 1e-9
+    images = torch.stack([item["image"] for item in module.dataset("train")]).double()
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    image = module.dataset("val")[0]["image"].numpy().transpose(1, 2, 0)
+    expected = (module.cache.images[module.rows("val")[0]] / 255 - mean) / std
+    assert np.abs(image - expected).max() < 1e-4
+
+
+def test_weights_of_pixels_and_of_draws(data: Callable[..., Tiny], files: dict[str, bytes], encode: Any) -> None:
+    white, black = (encode(np.full((16, 16), value, np.uint8)) for value in (255, 0))
+    for number in range(9):
+        files[f"train/train{number}.png"] = encode(draw(0)[0] // (number + 1))
+        files[f"train/train{number}_0.png"] = white if number < 6 else black
+        files[f"train/train{number}_1.png"] = white if number in (0, 7) else black
+    module = data(balanced=True)
+    assert module.positive_weights() == [pytest.approx(3 / 6), pytest.approx(7 / 2)]
+    weights = module.sample_weights("train")
+    assert weights.shape == (9,)
+    strata = [[0, 7], [1, 2, 3, 4, 5], [6, 8]]
+    assert [weights[rows].sum() for rows in strata] == [pytest.approx(1 / 3)] * 3
+    files.update({name: black for name in files if name.startswith("train") and name.endswith("_1.png")})
+    with pytest.raises(MedvisionError, match="tiny: square does not occur in train: no weight for it"):
+        data().positive_weights()
+
+
+def test_what_is_excluded_is_in_no_split(data: Callable[..., Tiny], tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_text("train3\r\n\n test1 \n")
+    for exclude in (["train3", "test1"], str(tmp_path / "out.txt")):
+        module = data(exclude=exclude)
+        assert {split: len(samples) for split, samples in module.splits.items()} == {"train": 8, "val": 4, "test": 2}
+        assert {"train3", "test1"}.isdisjoint(s.id for s in module.samples) and len(module.cache.images) == 14
+    with pytest.raises(MedvisionError, match=r"data\.exclude names train99, which tiny does not have"):
+        _ = data(exclude=["train99"]).splits
+    with pytest.raises(MedvisionError, match="no images for the split 'test'"):
+        _ = data(exclude=["test0", "test1", "test2"]).splits
+
+
 def test_grey_images_have_one_channel(data: Callable[..., Tiny]) -> None:
     module = data(facts={"in_channels": 1})
     item = module.dataset("train")[0]

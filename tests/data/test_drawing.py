@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from medvision.data import drawing
-from medvision.data.drawing import Lesion, draw_lesion, write_isic2017
+from medvision.data.drawing import lesions
+from medvision.data.drawing.lesions import Lesion, draw_lesion, write_isic2017
 
 COUNTS = {"train": 6, "val": 3, "test": 4}
 NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
@@ -175,7 +175,7 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pyte
             raise OSError("disk full")
         return draw_lesion(rng, height, width)
 
-    monkeypatch.setattr(drawing, "draw_lesion", fail_on_the_last)
+    monkeypatch.setattr(lesions, "draw_lesion", fail_on_the_last)
     with pytest.raises(OSError, match="disk full"):
         write_isic2017(tmp_path, 3, COUNTS)
     assert list(tmp_path.iterdir()) == [kept] and kept.read_bytes() == b"older"

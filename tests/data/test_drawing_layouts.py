@@ -20,28 +20,22 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medvision.data import (
-    drawing_attributes,
-    drawing_insects,
-    drawing_isic2016,
-    drawing_nuclei,
-    drawing_polyps,
-)
 from medvision.data.alike import CLOSE, perceptual_hash
-from medvision.data.drawing_attributes import ATTRIBUTES, draw_attributes, write_isic2018_attributes
-from medvision.data.drawing_insects import draw_photograph, write_hymenoptera
-from medvision.data.drawing_isic2016 import write_isic2016
-from medvision.data.drawing_nuclei import TYPES, draw_field, write_dsb2018
-from medvision.data.drawing_polyps import ENDS, draw_sequence, write_cvc_clinicdb
+from medvision.data.drawing import attributes, insects, melanoma, nuclei, polyps
+from medvision.data.drawing.attributes import ATTRIBUTES, draw_attributes, write_isic2018_attributes
+from medvision.data.drawing.insects import draw_photograph, write_hymenoptera
+from medvision.data.drawing.melanoma import write_isic2016
+from medvision.data.drawing.nuclei import TYPES, draw_field, write_dsb2018
+from medvision.data.drawing.polyps import draw_sequence, write_cvc_clinicdb
 
 Write = Callable[[Path, int, int], None]
 #: For each layout, a writer of a few images, by their number, and what it draws each with.
 WRITERS: dict[str, tuple[Write, Any, str]] = {
-    "dsb2018": (write_dsb2018, drawing_nuclei, "draw_field"),
-    "cvc": (lambda folder, seed, count: write_cvc_clinicdb(folder, seed, count, 2), drawing_polyps, "draw_sequence"),
-    "isic2018": (write_isic2018_attributes, drawing_attributes, "draw_attributes"),
-    "isic2016": (lambda folder, seed, count: write_isic2016(folder, seed, count, 2), drawing_isic2016, "draw_lesion"),
-    "insects": (lambda folder, seed, count: write_hymenoptera(folder, seed, count, 2), drawing_insects, "_draw"),
+    "dsb2018": (write_dsb2018, nuclei, "draw_field"),
+    "cvc": (lambda folder, seed, count: write_cvc_clinicdb(folder, seed, count, 2), polyps, "draw_sequence"),
+    "isic2018": (write_isic2018_attributes, attributes, "draw_attributes"),
+    "isic2016": (lambda folder, seed, count: write_isic2016(folder, seed, count, 2), melanoma, "draw_lesion"),
+    "insects": (lambda folder, seed, count: write_hymenoptera(folder, seed, count, 2), insects, "_draw"),
 }
 
 
@@ -143,7 +137,6 @@ def test_frames_bear_the_official_numbers(tmp_path: Path) -> None:
         assert 0.005 < (mask > 127).mean() < 0.4
     with pytest.raises(ValueError, match="30 sequences"):
         write_cvc_clinicdb(tmp_path, 0, 30, 1)
-    assert len(ENDS) == 29 and ENDS[-1] == 612
 
 
 def test_neighbouring_frames_are_alike_and_sequences_are_not() -> None:
@@ -208,7 +201,7 @@ def test_diagnoses_are_laid_out_as_isbi2016(tmp_path: Path) -> None:
 
 
 def test_a_fifth_is_malignant_and_colour_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing_isic2016, "SIZES", ((72, 96), (96, 96)))
+    monkeypatch.setattr(melanoma, "SIZES", ((72, 96), (96, 96)))
     write_isic2016(tmp_path, 0, 240, 0)
     labels = (tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv").read_text().split()
     malignant = np.array([label.endswith("malignant") for label in labels])

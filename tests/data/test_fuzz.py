@@ -24,12 +24,12 @@ SETS = {
     "folder": ("fake_folder", {}),
     "folder_labels": ("fake_folder_labels", {}),
 }
-ROUNDS = 24
+ROUNDS = 30
 
 
 def damage(rng: np.random.Generator, content: bytes) -> bytes:
     """The bytes cut off, flipped, zeroed, doubled, exchanged, or none at all."""
-    data = bytearray(content)
+    data = bytearray(content or b"?")
     at = int(rng.integers(0, max(len(data), 1)))
     length = int(rng.integers(1, max(len(data) // 4, 2)))
     kind = rng.choice(["cut", "flip", "flip head", "flip tail", "zero", "double", "drop", "noise", "empty"])
@@ -128,7 +128,7 @@ def test_damaged_data_is_read_or_refused(
             elif path.suffix == ".zip" and how < 0.7:
                 try:
                     damage_a_member(rng, path)
-                except zipfile.BadZipFile:  # it was damaged before
+                except Exception:  # it was damaged before
                     path.write_bytes(damage(rng, path.read_bytes()))
             else:
                 path.write_bytes(damage(rng, path.read_bytes()))

@@ -93,6 +93,13 @@ def test_jpegs_of_any_mode_are_read(member: Callable[..., Member], mode: str) ->
     assert np.abs(read_image(member(content), 3).astype(float) - expected).max() < 9
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lab_is_read(member: Callable[..., Member], channels: int) -> None:
+    grey = np.full((4, 5, 3), 90, np.uint8)
+    image = read_image(member(saved(Image.fromarray(grey).convert("LAB"), "TIFF"), "x.tif"), channels)
+    assert image.shape == (4, 5, channels) and np.abs(image.astype(int) - 90).max() <= 2
+
+
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

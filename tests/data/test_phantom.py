@@ -7,7 +7,7 @@ import pytest
 
 from medvision.data import ISIC2017, Phantom
 from medvision.data import phantom as phantom_module
-from medvision.data.drawing import write_isic2017
+from medvision.data.drawing.lesions import write_isic2017
 from medvision.errors import MedvisionError
 from medvision.spec import DataSpec
 
@@ -33,7 +33,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seeds.append(seed)
         write_isic2017(folder, seed, counts)
 
-    monkeypatch.setattr(phantom_module.drawing, "write_isic2017", write)
+    monkeypatch.setattr(phantom_module.lesions, "write_isic2017", write)
     return seeds
 
 
@@ -76,7 +76,7 @@ def test_batches_have_masks_at_the_size_of_the_files(make: Make) -> None:
 def test_a_drawing_that_broke_off_is_drawn_again(make: Make, drawn: list[int], monkeypatch: Any) -> None:
     expected = make(draw_seed=7)
     with monkeypatch.context() as patch:
-        patch.setattr(phantom_module.drawing, "write_isic2017", lambda *_: 1 / 0)
+        patch.setattr(phantom_module.lesions, "write_isic2017", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             _ = expected.splits
     assert {split: len(samples) for split, samples in expected.splits.items()} == COUNTS
@@ -93,7 +93,7 @@ def test_processes_that_draw_at_once_draw_once(
             handle.write("drawn\n")
         write_isic2017(folder, seed, counts)
 
-    monkeypatch.setattr(phantom_module.drawing, "write_isic2017", write)
+    monkeypatch.setattr(phantom_module.lesions, "write_isic2017", write)
     assert len(set(in_processes(2, lambda _: make().cache.digest))) == 1
     assert log.read_text() == "drawn\n"
 

@@ -46,6 +46,17 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+def test_weighted_draws_follow_the_weights_and_are_a_function_of_seed_and_epoch() -> None:
+    weights = np.array([6.0, 3.0, 1.0, 0.0])
+
+    def weighted(seed: int, epoch: int) -> list[Draw]:
+        return list(EpochSampler(4, seed, lambda: epoch, weights))
+
+    counts = np.bincount([draw.position for epoch in range(2000) for draw in weighted(0, epoch)], minlength=4)
+    assert counts.sum() == 8000 and np.abs(counts / 8000 - weights / 10).max() < 0.02 and counts[3] == 0
+    assert weighted(3, 5) == weighted(3, 5) and len({tuple(weighted(s, e)) for s in range(3) for e in range(3)}) == 9
+
+
 def test_seed_and_epoch_are_not_added_up() -> None:
     assert draws(40, 1, 2) != draws(40, 2, 1) and draws(40, 0, 3) != draws(40, 1, 2)
 

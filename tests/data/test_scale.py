@@ -161,6 +161,7 @@ def draws(rank: int, world: int, weights: Any, folder: Path) -> tuple[list[list[
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     try:
         epochs = [list(EpochSampler(101, 3, lambda epoch=epoch: epoch, weights)) for epoch in range(3)]
+        torch.distributed.barrier()  # neither leaves while the other still connects
         return epochs, list(ShardSampler(101))
     finally:
         torch.distributed.destroy_process_group()

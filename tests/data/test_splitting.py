@@ -244,6 +244,28 @@ def test_identical_images_are_never_in_two_dealt_splits(listed: Callable[..., Li
     assert all(split[copy] == split[original] for copy, original in copies.items())
 
 
+def test_look_alikes_stay_together_unless_they_may_part(
+    dataset: Callable[..., Any], fake_folder_labels: Callable[..., Path], encode: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Each image of class b is a darker copy of one of class a."""
+    root, rng = fake_folder_labels(tmp_path / "mine", 24), np.random.default_rng(0)
+    for number in range(0, 24, 2):
+        noise = rng.normal(0, 1, (5, 6, 3)) * 50 + 120
+        fine = rng.normal(0, 1, (40, 48, 3)) * 15
+        image = (np.kron(noise, np.ones((8, 8, 1))) + fine).clip(0, 255).astype(np.uint8)
+        (root / f"a/{number:02}.jpg").write_bytes(encode(image))
+        (root / f"b/{number + 1:02}.jpg").write_bytes(encode((image * 0.8).astype(np.uint8)))
+
+    def torn(**options: Any) -> int:
+        found = ids(dataset("folder_labels", root, folds=4, **options))
+        split = {int(i[2:]): name for name, members in found.items() for i in members}
+        return sum(split[number] != split[number + 1] for number in range(0, 24, 2))
+
+    for seed in range(4):
+        assert torn(split_seed=seed) == 0
+    assert max(torn(split_seed=seed, alike_together=False) for seed in range(4)) > 0
+
+
 def test_groups_with_an_image_in_common_stay_together(listed: Callable[..., Listed]) -> None:
     """Group 0 holds a copy of an image of group 1, which holds one of group 2: one chain."""
     copies = {GROUPED[0]: GROUPED[4], GROUPED[5]: GROUPED[8]}

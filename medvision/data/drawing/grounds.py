@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from medvision.data.brushes import Floats, Shape, noise, paint, plane, smooth, step, waves
+from medvision.data.drawing.brushes import Floats, Shape, noise, paint, plane, smooth, step, waves
 
 #: Colours, RGB from 0 to 1.
 GREENS = ((0.30, 0.48, 0.16), (0.18, 0.34, 0.14), (0.52, 0.62, 0.26), (0.40, 0.52, 0.34))

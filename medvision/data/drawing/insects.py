@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from medvision.data.brushes import (
+from medvision.data.drawing.brushes import (
     Floats,
     Shape,
     bytes_of,
@@ -26,7 +26,7 @@ from medvision.data.brushes import (
     store,
     whole,
 )
-from medvision.data.grounds import background, pick
+from medvision.data.drawing.grounds import background, pick
 
 VERSION = 1  # raised when the same seed draws other pictures
 SALT = 244  # keeps the streams apart from those of other phantoms

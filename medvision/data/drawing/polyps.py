@@ -14,7 +14,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from medvision.data.brushes import (
+from medvision.data.cvc_clinicdb import LAST_FRAMES
+from medvision.data.drawing.brushes import (
     Floats,
     Shape,
     bytes_of,
@@ -31,14 +32,11 @@ from medvision.data.brushes import (
     waves,
     whole,
 )
+from medvision.errors import MedvisionError
 
 VERSION = 1  # raised when the same seed draws other pictures
 SALT = 2015  # keeps the streams apart from those of other phantoms
 #: Number of the last frame of each of the 29 sequences of the official data set.
-ENDS = (
-    *(25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317),
-    *(342, 363, 383, 408, 428, 447, 466, 478, 503, 528, 546, 571, 591, 612),
-)
 VIEW = (144, 192)  # height and width of a frame in pixels
 SCENE = (216, 288)  # of a scene
 #: Colours of the mucosa, RGB from 0 to 1.
@@ -234,7 +232,7 @@ def write_cvc_clinicdb(folder: Path, seed: int, sequences: int, frames: int) -> 
     """Draws a data set and stores it under the name and in the layout of the official `CVC-ClinicDB.zip`.
 
     Frames bear the numbers that the frames of the same sequence have in the official archive, so that the official
-    ends of the sequences (`ENDS`) hold for a smaller data set too. Polyps are hardly brighter or redder than the
+    ends of the sequences (`LAST_FRAMES`) hold for a smaller data set too. Polyps are hardly brighter or redder than the
     wall: the better side of Otsu's threshold on grey has a mean Dice of 0.15 to 0.18 by seed; a small U-Net reaches
     0.80 on sequences that it has not seen.
 
@@ -248,11 +246,11 @@ def write_cvc_clinicdb(folder: Path, seed: int, sequences: int, frames: int) -> 
     Raises:
         ValueError: If more sequences are asked for than there are.
     """
-    if sequences > len(ENDS):
-        raise ValueError(f"{sequences} sequences asked for; CVC-ClinicDB has {len(ENDS)}")
+    if sequences > len(LAST_FRAMES):
+        raise MedvisionError(f"{sequences} sequences asked for; CVC-ClinicDB has {len(LAST_FRAMES)}")
     with whole(folder) as scratch, zipfile.ZipFile(scratch / "CVC-ClinicDB.zip", "w") as archive:
         for number, files in drawn(lambda number: _files(seed, number, frames), range(sequences), "sequences"):
-            first = 1 + (0, *ENDS)[number]
+            first = 1 + (0, *LAST_FRAMES)[number]
             for frame, (image, mask) in enumerate(files, first):
                 store(archive, f"CVC-ClinicDB/Original/{frame}.png", image)
                 store(archive, f"CVC-ClinicDB/Ground Truth/{frame}.png", mask)
@@ -260,6 +258,6 @@ def write_cvc_clinicdb(folder: Path, seed: int, sequences: int, frames: int) -> 
 
 def _files(seed: int, number: int, frames: int) -> list[tuple[bytes, bytes]]:
     """Image and mask of each frame of a sequence."""
-    length = ENDS[number] - (0, *ENDS)[number]
+    length = LAST_FRAMES[number] - (0, *LAST_FRAMES)[number]
     sequence = draw_sequence(seed, number, min(frames, length))
     return [(png(frame.image), png(np.repeat(frame.mask[..., None], 3, 2))) for frame in sequence]

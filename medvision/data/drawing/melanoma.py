@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from medvision.data.brushes import drawn, jpg, store, whole
-from medvision.data.drawing import SIZES, draw_lesion
+from medvision.data.drawing.brushes import drawn, jpg, store, whole
+from medvision.data.drawing.lesions import SIZES, draw_lesion
 
 VERSION = 1  # raised when the same seed draws other pictures
 SALT = 2016  # keeps the streams apart from those of other phantoms

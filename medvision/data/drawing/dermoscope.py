@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from medvision.data.brushes import Bools, Floats, Shape, noise, paint, plane, smooth, strokes, unit
+from medvision.data.drawing.brushes import Bools, Floats, Shape, noise, paint, plane, smooth, strokes, unit
 
 #: Colours, RGB from 0 to 1.
 HAIRS = ((0.10, 0.07, 0.06), (0.16, 0.10, 0.08), (0.30, 0.20, 0.14), (0.75, 0.68, 0.58))

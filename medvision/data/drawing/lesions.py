@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from medvision.data.brushes import (
+from medvision.data.drawing.brushes import (
     Bools,
     Floats,
     Shape,
@@ -35,7 +35,7 @@ from medvision.data.brushes import (
     waves,
     whole,
 )
-from medvision.data.dermoscope import blur, bubbles, fade, hairs, ink, lighting, ruler, sticker, tube
+from medvision.data.drawing.dermoscope import blur, bubbles, fade, hairs, ink, lighting, ruler, sticker, tube
 
 VERSION = 1  # raised when the same seed draws other pictures
 #: Height and width in pixels of the images of a data set.

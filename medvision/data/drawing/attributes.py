@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from medvision.data.brushes import (
+from medvision.data.drawing.brushes import (
     Bools,
     Floats,
     Shape,
@@ -29,7 +29,7 @@ from medvision.data.brushes import (
     unit,
     whole,
 )
-from medvision.data.drawing import KINDS, SIZES, TINTS, Lesion, Scene, draw_scene, photograph
+from medvision.data.drawing.lesions import KINDS, SIZES, TINTS, Lesion, Scene, draw_scene, photograph
 
 VERSION = 1  # raised when the same seed draws other pictures
 SALT = 20182  # keeps the streams apart from those of other phantoms

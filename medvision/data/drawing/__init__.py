@@ -1,0 +1,1 @@
+"""Phantom images, drawn from a seed and written in the layouts of official archives."""
