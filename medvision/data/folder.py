@@ -147,7 +147,7 @@ class Folder(ClassFolders):
         if missing := [name for name in ("image", *target) if name not in columns]:
             raise MedvisionError(
                 f"{path} has the columns {header}; {', '.join(missing)} is missing. Expected image, mask (or "
-                "mask_<class> for each class) with data=folder, or label with data=folder_labels; perhaps split and group"
+                "mask_<class> for each class) for data=folder, or label for data=folder_labels; perhaps split and group"
             )
         splits: dict[str, list[Sample]] = {}
         absent: list[str] = []
