@@ -166,7 +166,8 @@ class EpochLines(pl.Callback):
             return
         self.seconds.append(time.perf_counter() - self._started)
         metrics = trainer.callback_metrics
-        shown = ["train/loss", "val/loss", "val/dice_image", "val/jaccard_image"]
+        monitor = str(trainer.lightning_module.monitor)
+        shown = dict.fromkeys(["train/loss", "val/loss", "val/dice_image", "val/jaccard_image", monitor])
         numbers = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
         log.info(
             "epoch %d/%s  %s  %.1f s",

@@ -45,11 +45,11 @@ class Evaluation:
         at = np.searchsorted(self.thresholds, np.asarray(threshold, np.float32))
         return np.stack([image.counts[at, np.arange(len(self.classes))] for image in self.images])
 
-    def choose(self) -> list[float]:
-        """For each class the threshold of the grid with the highest mean per-image Jaccard."""
+    def choose(self, pooled: bool = False) -> list[float]:
+        """For each class the threshold of the grid with the highest Jaccard, the mean over images or pooled."""
         grid = np.searchsorted(self.thresholds, GRID)
         counts = np.stack([image.counts[grid] for image in self.images])
-        return [best_threshold(counts[:, :, k], GRID) for k in range(len(self.classes))]
+        return [best_threshold(counts[:, :, k], GRID, pooled=pooled) for k in range(len(self.classes))]
 
     def summary(self, threshold: Sequence[float]) -> dict[str, float]:
         """Pooled metrics and means over images at a threshold for each class."""

@@ -149,14 +149,20 @@ def histogram(probability: Tensor, target: Tensor, thresholds: NDArray[np.float3
     return result
 
 
-def best_threshold(counts: Counts, thresholds: NDArray[np.float32], metric: str = "jaccard") -> float:
+def best_threshold(
+    counts: Counts, thresholds: NDArray[np.float32], metric: str = "jaccard", pooled: bool = False
+) -> float:
     """The threshold with the highest mean of a per-image metric; of equal ones the nearest to 0.5.
 
     Args:
         counts: int (N, T, 4) of one class, from `histogram`.
         thresholds: The T thresholds.
         metric: A key of `scores`.
+        pooled: Whether to pool the pixels of all images instead: where a class is absent from most images, which
+            then count 1, the mean over images is highest where nothing is found.
     """
+    if pooled:
+        counts = counts.sum(0, keepdims=True)
     means = np.array([_mean(column) for column in scores(counts)[metric].T])
     best = np.flatnonzero(np.isclose(means, np.nanmax(means), rtol=0, atol=1e-12))
     return round(float(thresholds[best[np.abs(thresholds[best] - 0.5).argmin()]]), 6)

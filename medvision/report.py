@@ -38,7 +38,8 @@ def finish(place: RunFolder) -> None:
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
     val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
-    threshold = val.choose() if wanted == "validation" else [float(wanted)] * len(val.classes)
+    pooled = run.task.monitor.split("/")[1] in ("dice", "jaccard")  # what chose the epoch chooses the threshold
+    threshold = val.choose(pooled) if wanted == "validation" else [float(wanted)] * len(val.classes)
     results: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
@@ -92,7 +93,7 @@ def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
-    per_class = sorted({k for c in columns.values() for k in c if k.startswith(("dice_image/", "jaccard_image/"))})
+    per_class = sorted({k for c in columns.values() for k in c if k.startswith(("dice", "jaccard")) and "/" in k})
     for metric in (*SHOWN, *per_class):
         table.add_row(metric, *(f"{c[metric]:.4f}" if metric in c else "-" for c in columns.values()))
     print(title)

@@ -74,6 +74,17 @@ def test_the_chosen_threshold_of_each_class_is_the_best(seed):
         assert means[round(100 * chosen[k]) - 1] == pytest.approx(max(means), abs=1e-12)
 
 
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_threshold_chosen_by_pooled_pixels_is_the_best(seed):
+    _, evaluation = made(seed)
+    chosen = evaluation.choose(pooled=True)
+    for k in range(2):
+        tp, fp, fn, _ = np.stack([evaluation.counts([t, t])[:, k].sum(0) for t in GRID.tolist()]).T
+        pooled = np.where(tp + fp + fn, tp / np.maximum(tp + fp + fn, 1), 1)
+        assert pooled[round(100 * chosen[k]) - 1] == pytest.approx(pooled.max(), abs=1e-12)
+
+
 def test_choice_looks_at_the_grid_alone():
     also = np.float32(0.505)
     thresholds = np.unique(np.append(GRID, also))

@@ -254,3 +254,13 @@ def test_best_threshold_of_another_metric():
     thresholds = np.array([0.2, 0.7], np.float32)
     assert best_threshold(counts[:, ::-1], thresholds, "sensitivity") == 0.2
     assert best_threshold(counts[:, ::-1], thresholds, "precision") == 0.7
+
+
+def test_best_threshold_of_pooled_pixels():
+    """A class that most images lack: finding nothing wins by the mean over images, not pooled."""
+    rare = [image(tp=8, fp=2, fn=2, tn=88), image(fn=10, tn=90)]
+    absent = [image(fp=1, tn=99), image(tn=100)]
+    counts = np.array([rare, absent, absent, absent])
+    thresholds = np.array([0.5, 0.9], np.float32)
+    assert best_threshold(counts, thresholds) == 0.9  # 0.75 against 0.17
+    assert best_threshold(counts, thresholds, pooled=True) == 0.5  # 8 / 15 against 0

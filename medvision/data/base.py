@@ -190,6 +190,10 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
                 "here, so one fold is tested on and the next one validates"
             )
         dealt = assign_folds([s.id for s in pool], folds, strata, groups, self.split_seed)
+        if self.fold >= folds:
+            raise MedvisionError(
+                f"data.fold is {self.fold}; {self.spec.name} has images for {folds} folds, 0 to {folds - 1}"
+            )
         val = self.fold if test else (self.fold + 1) % folds
         names = ["val" if f == val else "test" if f == self.fold else "train" for f in range(folds)]
         splits: dict[str, list[Sample]] = {name: [] for name in ("train", "val", "test")}

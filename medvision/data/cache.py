@@ -157,10 +157,16 @@ class Cache:
         """Rows of images that look alike, (P, 3): first, second, Hamming distance of their hashes; kept once found."""
         path = self.folder / "pairs.npy"
         if not path.exists():
-            with replacing(path) as temporary, temporary.open("wb") as handle:
-                np.save(handle, alike((self.facts["hash"], self.images)))
-        found: NDArray[np.int64] = np.load(path)
-        return found
+            found = alike((self.facts["hash"], self.images))
+            try:
+                with replacing(path) as temporary, temporary.open("wb") as handle:
+                    np.save(handle, found)
+            except OSError as error:
+                raise MedvisionError(
+                    f"cannot write {path} ({error}); make room, or choose another MEDVISION_CACHE"
+                ) from None
+        kept: NDArray[np.int64] = np.load(path)
+        return kept
 
 
 _ARRAYS = ("images", "masks", "facts")

@@ -16,9 +16,7 @@ from medvision.spec import DataSpec
 
 ENDINGS = r"\.(?:png|jpe?g|tiff?|bmp|webp)$"
 STEM = re.compile(rf"(?:^|/)([^/.][^/]*?){ENDINGS}", re.IGNORECASE)  # not ._1.png, which macOS leaves behind
-MASK = re.compile(
-    rf"(?:^|/)([^/.][^/]*?)(?:[_-](?:mask|masks|seg|segmentation|gt|label|labels))?{ENDINGS}", re.IGNORECASE
-)
+SUFFIX = re.compile(r"[_-](?:mask|masks|seg|segmentation|gt|label|labels)$", re.IGNORECASE)  # of a mask's name
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -130,7 +128,7 @@ class Folder(ClassFolders):
             images = self.by_id(files.get((split, "image"), []), STEM)
             spelled = {i.casefold(): i for i in images}
             masks = [
-                self.by_id(files.get((split, kind), []), MASK, key=lambda i: spelled.get(i.casefold(), i))
+                self.by_id(files.get((split, kind), []), STEM, key=lambda stem: _image_of(stem, spelled))
                 for kind in kinds
             ]
             splits[split] = self.pair(split, images, *masks)
@@ -190,3 +188,9 @@ def _told_apart(splits: Splits) -> Splits:
         split: [s if times[s.id] == 1 else replace(s, id=f"{split}/{s.id}") for s in samples]
         for split, samples in splits.items()
     }
+
+
+def _image_of(stem: str, images: Mapping[str, str]) -> str:
+    """The id of the image that a mask's name means; `images` has each id by its spelling in lower case."""
+    short = SUFFIX.sub("", stem)
+    return images.get(stem.casefold()) or images.get(short.casefold(), short)

@@ -323,3 +323,16 @@ def test_rows_without_files_are_left_out(
     assert caplog.messages == [
         "folder: rows without files (2): table.csv names them; they are left out: images/case03.png, masks/case07.png"
     ]
+
+
+def test_an_image_whose_own_name_ends_as_masks_do(
+    dataset: Callable[..., Any], fake_folder: Fake, tmp_path: Path
+) -> None:
+    root = fake_folder(tmp_path / "mine")
+    for kind in ("images", "masks"):
+        rename(root, f"{kind}/case03.png", f"{kind}/case03_mask.png")
+    rename(root, "masks/case04.png", "masks/case04_mask.png")
+    data = dataset("folder", root)
+    paired = {s.id: s.masks[0][0].name for s in data.samples}
+    assert data.problems == [] and len(paired) == 12
+    assert (paired["case03_mask"], paired["case04"]) == ("masks/case03_mask.png", "masks/case04_mask.png")

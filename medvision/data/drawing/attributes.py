@@ -181,7 +181,7 @@ def _globules(rng: Generator, scene: Scene, taken: Bools) -> tuple[Floats, Float
 
 def _milia(rng: Generator, scene: Scene, taken: Bools) -> tuple[Floats, Floats]:
     """Few small white or yellowish dots that glow."""
-    cover, places = _dots(rng, scene, taken, int(rng.integers(1, 16)), (1.2, 2.6))
+    cover, places = _dots(rng, scene, taken, int(rng.integers(2, 16)), (1.8, 3.4))
     glow = (cover + 0.35 * smooth(cover, 1.6 * unit(taken.shape))).clip(0, 1)
     image = paint(scene.image, rng.uniform((0.92, 0.84, 0.62), (1, 0.97, 0.88)), rng.uniform(0.65, 0.9) * glow)
     return image, _around(taken.shape, places)
