@@ -1,5 +1,8 @@
 """Images that look alike: perceptual hashes, and the pairs whose hashes are close."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +12,7 @@ from medvision.data.images import Pixels
 
 CLOSE = 40  # bits of 256 in which the hashes of two versions of one image can differ
 CORRELATED = 0.95  # 0.97 and more was seen for processed copies, 0.94 for other scenes in the same endoscope frame
-BLOCK = 1024  # rows compared at a time
+BLOCK = 256  # rows compared at a time
 
 
 def perceptual_hash(image: Pixels) -> NDArray[np.uint64]:
@@ -42,18 +45,25 @@ def alike(
     hashes, images = first
     others, other_images = first if second is None else second
     columns_of = np.ascontiguousarray(others.T)
-    found = []
-    starts = range(0, len(hashes), BLOCK)
-    for start in tqdm(starts, "comparing images", disable=None if len(hashes) > 8 * BLOCK else True, leave=False):
+
+    def compare(start: int) -> list[tuple[int, int, int]]:
         begin = start if second is None else 0  # within one set a pair is found once
         block = hashes[start : start + BLOCK]
         # at most 255, since the mean is the first frequency and its bit is always set
         differing = [np.bitwise_count(block[:, w, None] ^ columns_of[None, w, begin:]) for w in range(4)]
         bits = differing[0] + differing[1] + differing[2] + differing[3]
-        for row, column in np.argwhere(bits <= CLOSE).tolist():
-            a, b = row + start, column + begin
-            if (second is not None or a < b) and _correlation(images[a], other_images[b]) >= CORRELATED:
-                found.append((a, b, int(bits[row, column])))
+        return [
+            (row + start, column + begin, int(bits[row, column]))
+            for row, column in np.argwhere(bits <= CLOSE).tolist()
+            if (second is not None or row + start < column + begin)
+            and _correlation(images[row + start], other_images[column + begin]) >= CORRELATED
+        ]
+
+    starts = range(0, len(hashes), BLOCK)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy lets go of the interpreter's lock
+        quiet = None if len(hashes) > 32 * BLOCK else True
+        blocks = tqdm(pool.map(compare, starts), "comparing images", len(starts), disable=quiet, leave=False)
+        found = [pair for pairs in blocks for pair in pairs]
     return np.array(found, np.int64).reshape(-1, 3)
 
 

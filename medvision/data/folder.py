@@ -113,6 +113,7 @@ class Folder(ClassFolders):
         expected = {""} if len(self.spec.classes) == 1 and folders <= {""} else set(self.spec.classes)
         if folders != expected:
             names = sorted(folders - {""})
+            tables = [m.name for m in stray if m.name.lower().endswith(".csv")]
             raise MedvisionError(
                 f"{self.spec.name}: {self.root} has "
                 + (f"masks of {names}" if names else "no masks/<class>/ folders" if folders else "no masks/ folder")
@@ -121,6 +122,7 @@ class Folder(ClassFolders):
                 + (f": data.spec.classes=[{','.join(names)}] data.spec.num_outputs={len(names)}" if names else "")
                 + (" data.spec.kind=multilabel" if len(names) > 1 else "")
                 + ("" if folders else ". A folder of images for each class is data=folder_labels")
+                + (f". A table is named by data.table={tables[0]}" if tables else "")
             )
         kinds = ["mask/"] if folders == {""} else [f"mask/{name}" for name in self.spec.classes]
         splits = {}
