@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 from pathlib import Path
@@ -7,28 +8,88 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import nn
 
+from medvision import cli
+from medvision.build import build
 from medvision.errors import MedvisionError
-from medvision.losses import TERMS, DeepSupervision, SegmentationLoss, bce, dice, lovasz
+from medvision.losses import OPTIONS, TERMS, DeepSupervision, SegmentationLoss, focal, focal_tversky, structure, tversky
 
+CONF = Path(__file__).resolve().parents[1] / "conf" / "loss"
 REFERENCE = Path(os.environ.get("MEDVISION_REFERENCE", Path(__file__).resolve().parents[2] / "shared" / "reference"))
+OVERLAP = ["dice", "jaccard", "tversky", "focal_tversky"]  # one minus an overlap: 0 to 1
 
 
-def naive_bce(logits, target):
-    p = 1 / (1 + np.exp(-logits))
-    return -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean()
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
 
 
+def each_plane(loss):
+    """A formula for one image and class, for all: (N, K)."""
+
+    def losses(logits, target, **options):
+        planes = [loss(logits[i], target[i], **options) for i in np.ndindex(*logits.shape[:2])]
+        return np.reshape(planes, logits.shape[:2])
+
+    return losses
+
+
+@each_plane
+def naive_bce(logits, target, positive=1.0):
+    p = sigmoid(logits)
+    return -(positive * target * np.log(p) + (1 - target) * np.log(1 - p)).mean()
+
+
+@each_plane
 def naive_dice(logits, target, smooth=1e-5):
-    p = 1 / (1 + np.exp(-logits))
-    losses = [
-        1 - (2 * (p[n, k] * target[n, k]).sum() + smooth) / (p[n, k].sum() + target[n, k].sum() + smooth)
-        for n, k in np.ndindex(*logits.shape[:2])
-    ]
-    return np.mean(losses)
+    p = sigmoid(logits)
+    return 1 - (2 * (p * target).sum() + smooth) / (p.sum() + target.sum() + smooth) if target.any() else p.mean()
 
 
+@each_plane
+def naive_jaccard(logits, target, smooth=1e-5):
+    p = sigmoid(logits)
+    both = (p * target).sum()
+    return 1 - (both + smooth) / (p.sum() + target.sum() - both + smooth) if target.any() else p.mean()
+
+
+@each_plane
+def naive_tversky(logits, target, alpha=0.3, beta=0.7, smooth=1e-5):
+    p = sigmoid(logits)
+    if not target.any():
+        return p.mean()
+    hit, extra, missed = p[target == 1].sum(), p[target == 0].sum(), (1 - p)[target == 1].sum()
+    return 1 - (hit + smooth) / (hit + alpha * extra + beta * missed + smooth)
+
+
+def naive_focal_tversky(logits, target, gamma=0.75, **options):
+    return naive_tversky(logits, target, **options) ** gamma
+
+
+@each_plane
+def naive_focal(logits, target, gamma=2.0, alpha=0.25, positive=1.0):
+    p = sigmoid(logits)
+    right = np.where(target == 1, p, 1 - p)
+    share = 1 if alpha is None else np.where(target == 1, alpha, 1 - alpha)
+    return (share * np.where(target == 1, positive, 1) * (1 - right) ** gamma * -np.log(right)).mean()
+
+
+@each_plane
+def naive_structure(logits, target, window=31, boundary=5.0, positive=1.0):
+    p, reach = sigmoid(logits), window // 2
+    padded = np.pad(target, reach)
+    weight = np.ones_like(target)
+    for i in np.ndindex(*target.shape):
+        around = padded[i[0] : i[0] + window, i[1] : i[1] + window].sum() / window**2
+        weight[i] += boundary * abs(around - target[i])
+    entropy = -(positive * target * np.log(p) + (1 - target) * np.log(1 - p))
+    entropy = np.average(entropy, weights=weight)
+    both, either = (weight * p * target).sum(), (weight * (p + target - p * target)).sum()
+    return entropy + (1 - (both + 1) / (either + 1) if target.any() else p.mean())
+
+
+@each_plane
 def naive_lovasz(logits, target):
     """The Lovasz extension by its definition: the sorted errors, each times the growth of the Jaccard loss."""
 
@@ -37,20 +98,26 @@ def naive_lovasz(logits, target):
         union = (truth | predicted).sum()
         return 1 - (truth & predicted).sum() / union if union else 0.0
 
-    losses = []
-    for n, k in np.ndindex(*logits.shape[:2]):
-        truth = target[n, k].ravel() > 0
-        errors = np.maximum(0, 1 - logits[n, k].ravel() * np.where(truth, 1, -1))
-        wrong, before, loss = np.zeros_like(truth), 0.0, 0.0
-        for i in np.argsort(-errors, kind="stable"):
-            wrong[i] = True
-            after = jaccard_loss(truth, wrong)
-            loss, before = loss + errors[i] * (after - before), after
-        losses.append(loss)
-    return np.mean(losses)
+    truth = target.ravel() > 0
+    errors = np.maximum(0, 1 - logits.ravel() * np.where(truth, 1, -1))
+    wrong, before, loss = np.zeros_like(truth), 0.0, 0.0
+    for i in np.argsort(-errors, kind="stable"):
+        wrong[i] = True
+        after = jaccard_loss(truth, wrong)
+        loss, before = loss + errors[i] * (after - before), after
+    return loss
 
 
-NAIVE = {"bce": naive_bce, "dice": naive_dice, "lovasz": naive_lovasz}
+NAIVE = {
+    "bce": naive_bce,
+    "dice": naive_dice,
+    "jaccard": naive_jaccard,
+    "lovasz": naive_lovasz,
+    "focal": naive_focal,
+    "tversky": naive_tversky,
+    "focal_tversky": naive_focal_tversky,
+    "structure": naive_structure,
+}
 TARGETS = {
     "random": lambda generator, shape: generator.integers(0, 2, shape),
     "rare": lambda generator, shape: generator.random(shape) < 0.05,
@@ -77,16 +144,126 @@ def test_every_term_has_an_oracle():
 @pytest.mark.parametrize("name", NAIVE)
 def test_term_equals_a_naive_version(name, shape, target):
     arrays = sample(shape, target)
-    assert TERMS[name](*tensors(*arrays)).item() == pytest.approx(NAIVE[name](*arrays), rel=1e-10, abs=1e-12)
+    assert TERMS[name](*tensors(*arrays)).numpy() == pytest.approx(NAIVE[name](*arrays), rel=1e-9, abs=1e-10)
 
 
-@given(seed=st.integers(0, 2**32 - 1), weights=st.tuples(*[st.floats(0.01, 10)] * 3))
+VARIED = [
+    ("focal", {"gamma": 0, "alpha": None}),
+    ("focal", {"gamma": 0.5, "alpha": 0.9}),
+    ("focal", {"gamma": 3, "alpha": None}),
+    ("tversky", {"alpha": 0.9, "beta": 0.2}),
+    ("tversky", {"alpha": 2, "beta": 1}),
+    ("focal_tversky", {"gamma": 2}),
+    ("focal_tversky", {"alpha": 0.6, "beta": 0.4, "gamma": 0.5}),
+    ("structure", {"window": 3}),
+    ("structure", {"window": 1, "boundary": 2}),
+    ("structure", {"window": 5, "boundary": 0}),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("name", "options"), VARIED)
+def test_options_reach_the_formula(name, options, target):
+    arrays = sample((3, 2, 6, 7), target)
+    expected = NAIVE[name](*arrays, **options)
+    assert TERMS[name](*tensors(*arrays), **options).numpy() == pytest.approx(expected, rel=1e-9, abs=1e-10)
+    loss = SegmentationLoss({name: 2}, options={name: options})
+    assert loss(*tensors(*arrays)).item() == pytest.approx(2 * expected.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["bce", "focal", "structure"])
+def test_positive_weights_count_the_positives_of_each_class(name, target):
+    logits, truth = sample((3, 2, 6, 7), target)
+    weights = (4.0, 0.5)
+    expected = np.mean([NAIVE[name](logits[:, [k]], truth[:, [k]], positive=w) for k, w in enumerate(weights)])
+    assert SegmentationLoss({name: 1}, weights)(*tensors(logits, truth)).item() == pytest.approx(expected, rel=1e-5)
+    none = SegmentationLoss({name: 1}, (1, 1))(*tensors(logits, truth)).item()
+    assert none == pytest.approx(NAIVE[name](logits, truth).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("terms", [{name: 1} for name in NAIVE] + [{"bce": 0.5, "dice": 1}], ids=str)
+def test_class_weights_are_those_of_a_mean_over_classes(terms):
+    logits, truth = sample((3, 3, 6, 7), "random")
+    weights = (1, 0, 3)
+    expected = sum(w * np.average(NAIVE[name](logits, truth).mean(0), weights=weights) for name, w in terms.items())
+    for scale in (1, 10):
+        loss = SegmentationLoss(terms, class_weights=[scale * w for w in weights])
+        assert loss(*tensors(logits, truth)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def monai(name):
+    losses = pytest.importorskip("monai.losses")
+    plain = {"sigmoid": True, "smooth_nr": 1e-5, "smooth_dr": 1e-5}
+    twice = {"sigmoid": True, "smooth_nr": 2e-5, "smooth_dr": 2e-5}  # its union is counted double
+    return {
+        "dice": lambda: losses.DiceLoss(**plain),
+        "jaccard": lambda: losses.DiceLoss(jaccard=True, **twice),
+        "tversky": lambda: losses.TverskyLoss(alpha=0.3, beta=0.7, **plain),
+        "focal": lambda: losses.FocalLoss(gamma=2.0, alpha=0.25),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "focal"])
+def test_equals_monai(name):
+    logits, target = tensors(*sample((3, 2, 16, 12), "random"), dtype=torch.float32)
+    assert SegmentationLoss({name: 1})(logits, target).item() == pytest.approx(monai(name)(logits, target).item())
+
+
+def test_focal_tversky_equals_segmentation_models_pytorch():
+    losses = pytest.importorskip("segmentation_models_pytorch.losses")
+    logits, target = tensors(*sample((1, 1, 16, 12), "random"), dtype=torch.float32)
+    expected = losses.TverskyLoss("binary", alpha=0.3, beta=0.7, gamma=0.75)(logits, target).item()
+    assert SegmentationLoss({"focal_tversky": 1})(logits, target).item() == pytest.approx(expected, rel=1e-5)
+
+
+@given(seed=st.integers(0, 2**32 - 1), target=st.sampled_from(sorted(TARGETS)), scale=st.floats(0, 100))
+def test_every_loss_is_a_number_from_0_up_and_overlaps_end_at_1(seed, target, scale):
+    logits, truth = tensors(*sample((2, 2, 4, 3), target, seed), dtype=torch.float32)
+    for name, term in TERMS.items():
+        losses = term(scale * logits, truth)
+        assert losses.shape == (2, 2) and losses.isfinite().all() and losses.min() >= 0
+        assert name not in OVERLAP or losses.max() <= 1 + 1e-6
+
+
+@given(seed=st.integers(0, 2**32 - 1), target=st.sampled_from(sorted(TARGETS)), order=st.permutations(range(4)))
+def test_images_and_classes_are_independent(seed, target, order):
+    logits, truth = tensors(*sample((4, 4, 3, 5), target, seed))
+    for term in TERMS.values():
+        losses = term(logits, truth)
+        torch.testing.assert_close(term(logits[order], truth[order]), losses[order])
+        torch.testing.assert_close(term(logits[:, order], truth[:, order]), losses[:, order])
+
+
+def test_terms_are_special_cases_of_each_other():
+    logits, target = tensors(*sample((3, 2, 8, 8), "random"))
+    torch.testing.assert_close(tversky(logits, target, 0.5, 0.5, smooth=5e-6), TERMS["dice"](logits, target))
+    torch.testing.assert_close(tversky(logits, target, 1, 1), TERMS["jaccard"](logits, target))
+    torch.testing.assert_close(focal_tversky(logits, target, gamma=1), tversky(logits, target))
+    torch.testing.assert_close(focal(logits, target, gamma=0, alpha=None), TERMS["bce"](logits, target))
+    torch.testing.assert_close(2 * focal(logits, target, gamma=0, alpha=0.5), TERMS["bce"](logits, target))
+
+
+def test_structure_weighs_the_pixels_at_an_edge_most():
+    target = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    target[..., :32] = 1
+
+    def cost(column):
+        logits = 10 * (2 * target - 1)
+        logits[..., 32, column] *= -1  # one wrong pixel
+        return structure(logits, target, window=15).item()
+
+    assert cost(32) > cost(35) > cost(39) == pytest.approx(cost(50))
+    assert cost(31) > cost(28) > cost(24)
+
+
+@given(seed=st.integers(0, 2**32 - 1), weights=st.tuples(*[st.floats(0.01, 10)] * len(NAIVE)))
 def test_loss_is_the_weighted_sum_and_ignores_the_order_of_pixels(seed, weights):
     logits, target = sample((2, 2, 4, 3), "random", seed)
     terms = dict(zip(NAIVE, weights, strict=True))
     loss = SegmentationLoss(terms)
     value = loss(*tensors(logits, target)).item()
-    assert value == pytest.approx(sum(w * NAIVE[n](logits, target) for n, w in terms.items()), rel=1e-4)
+    assert value == pytest.approx(sum(w * NAIVE[n](logits, target).mean() for n, w in terms.items()), rel=1e-4)
     flipped = loss(*tensors(logits[..., ::-1, ::-1].copy(), target[..., ::-1, ::-1].copy())).item()
     assert flipped == pytest.approx(value, rel=1e-4)
 
@@ -98,48 +275,128 @@ def test_gradient_is_the_numerical_one(name, target):
     assert torch.autograd.gradcheck(lambda x: TERMS[name](x, truth), logits.requires_grad_())
 
 
-@pytest.mark.parametrize("case", ["bin96", "empty_gt", "extreme"])
-@pytest.mark.parametrize(
-    ("key", "terms"), [("bce_dice", {"bce": 0.5, "dice": 1}), ("lovasz_hinge_per_image", {"lovasz": 1})]
-)
-def test_equals_the_published_implementation(case, key, terms):
+@pytest.mark.parametrize(("name", "options"), VARIED)
+def test_gradient_is_the_numerical_one_with_options(name, options):
+    logits, truth = tensors(*sample((2, 2, 3, 4), "random"))
+    assert torch.autograd.gradcheck(lambda x: TERMS[name](x, truth, **options), logits.requires_grad_())
+
+
+def published(case, key):
     if not (REFERENCE / "losses.npz").exists():
         pytest.skip("no reference outputs; set MEDVISION_REFERENCE to their folder")
     expected = json.loads((REFERENCE / "losses.json").read_text())[case][key]
     with np.load(REFERENCE / "losses.npz") as arrays:
-        logits, target = tensors(arrays[f"{case}_logits"], arrays[f"{case}_target"], dtype=torch.float32)
+        return expected, *tensors(arrays[f"{case}_logits"], arrays[f"{case}_target"], dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "terms"),
+    [
+        ("bin96", "bce_dice", {"bce": 0.5, "dice": 1}),
+        ("extreme", "bce_dice", {"bce": 0.5, "dice": 1}),
+        ("bin96", "lovasz_hinge_per_image", {"lovasz": 1}),
+        ("empty_gt", "lovasz_hinge_per_image", {"lovasz": 1}),
+        ("extreme", "lovasz_hinge_per_image", {"lovasz": 1}),
+        ("bin96", "structure_loss_reduction_none", {"structure": 1}),
+        ("extreme", "structure_loss_reduction_none", {"structure": 1}),
+    ],
+)
+def test_equals_the_published_implementation(case, key, terms):
+    expected, logits, target = published(case, key)
     loss = SegmentationLoss(terms)(logits.requires_grad_(), target)
     loss.backward()
     assert loss.item() == pytest.approx(expected["value"], rel=1e-5)
     assert logits.grad.norm().item() == pytest.approx(expected["grad_norm"], rel=1e-3)
 
 
-def gradient_on_empty_target(term):
+def test_published_dice_is_1_without_a_gradient_on_an_empty_target_and_this_one_is_not():
+    expected, logits, target = published("empty_gt", "bce_dice")
+    bce = SegmentationLoss({"bce": 0.5})(logits.requires_grad_(), target)
+    bce.backward()
+    assert 1 + bce.item() == pytest.approx(expected["value"], rel=1e-5)
+    assert logits.grad.norm().item() == pytest.approx(expected["grad_norm"], rel=1e-3)
+    loss = SegmentationLoss({"bce": 0.5, "dice": 1})(logits, target)
+    assert loss.item() == pytest.approx(bce.item() + logits.sigmoid().mean().item(), rel=1e-5)
+
+
+def false_positives(name, logit=2.0, height=10):
+    """Loss and gradient (64, 64) where nothing is true and some rows of a square are predicted."""
     logits = torch.full((1, 1, 64, 64), -6.0)
-    logits[..., 20:30, 20:30] = 2  # false positives
-    loss = term(logits.requires_grad_(), torch.zeros_like(logits))
+    logits[..., 20 : 20 + height, 20:30] = logit
+    loss = SegmentationLoss({name: 1})(logits.requires_grad_(), torch.zeros_like(logits))
     loss.backward()
-    return loss.item(), logits.grad[..., 20:30, 20:30].sum().item()
+    return loss.item(), logits.grad[0, 0]
 
 
-def test_bce_and_lovasz_see_false_positives_on_an_empty_target():
-    value, gradient = gradient_on_empty_target(bce)
-    assert gradient == pytest.approx(100 / 64**2 / (1 + np.exp(-2)), rel=1e-4)
-    value, gradient = gradient_on_empty_target(lovasz)
-    assert value == pytest.approx(3)  # the largest margin error: 1 + 2
-    assert gradient == pytest.approx(1)
+def test_what_each_term_is_on_an_empty_target():
+    p, size = sigmoid(2), 64**2
+    mean = (100 * p + (size - 100) * sigmoid(-6)) / size
+    bce = (-100 * np.log(1 - p) - (size - 100) * np.log(1 - sigmoid(-6))) / size
+    soft = 0.75 * (-100 * p**2 * np.log(1 - p) - (size - 100) * sigmoid(-6) ** 2 * np.log(1 - sigmoid(-6))) / size
+    expected = dict.fromkeys(OVERLAP, mean) | {
+        "bce": bce,
+        "lovasz": 3,  # the largest margin error: 1 + 2
+        "focal": soft,
+        "focal_tversky": mean**0.75,
+        "structure": bce + mean,
+    }
+    assert {name: false_positives(name)[0] for name in TERMS} == pytest.approx(expected, rel=1e-5)
 
 
-def test_dice_hardly_sees_false_positives_on_an_empty_target():
-    value, gradient = gradient_on_empty_target(dice)
-    assert value == pytest.approx(1, abs=1e-6)
-    assert 0 <= gradient < 1e-6
+@pytest.mark.parametrize("name", TERMS)
+def test_no_term_is_blind_to_false_positives_on_an_empty_target(name):
+    loss, gradient = false_positives(name)
+    assert loss > false_positives(name, logit=1.5)[0] > false_positives(name, logit=-6)[0]
+    square = gradient[20:30, 20:30]
+    if name == "lovasz":  # the worst pixel takes all of it
+        assert square.sum() == square.max() == 1
+    else:
+        assert loss > false_positives(name, height=5)[0]
+        assert gradient.min() > 0
+        # a tenth of what cross-entropy has, or more; what Dice as published has is below 1e-6 of it
+        assert square.min() > 0.1 * false_positives("bce")[1][20:30, 20:30].max()
+
+
+@given(seed=st.integers(0, 2**32 - 1), step=st.floats(0.5, 5))
+def test_one_pixel_raised_on_an_empty_target_raises_every_loss(seed, step):
+    logits, target = tensors(*sample((1, 1, 6, 5), "empty", seed))
+    raised = logits.clone()
+    worst = np.unravel_index(logits.argmax(), logits.shape)
+    raised[worst] = raised[worst].clamp(min=0) + step
+    for term in TERMS.values():
+        assert term(raised, target) > term(logits, target)
+    pixel = (0, 0, *np.random.default_rng(seed).integers(0, 5, 2))
+    raised = logits.clone()
+    raised[pixel] += step
+    for name, term in TERMS.items():
+        assert name == "lovasz" or term(raised, target) > term(logits, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logit", [-30, -200, -60000])
+@pytest.mark.parametrize("name", TERMS)
+def test_nothing_predicted_on_an_empty_target_costs_nothing(name, logit, dtype):
+    logits = torch.full((2, 1, 8, 8), float(logit), dtype=dtype, requires_grad=True)
+    loss = TERMS[name](logits, torch.zeros_like(logits)).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-8)
+    assert logits.grad.isfinite().all() and logits.grad.abs().max() < 1e-8
+
+
+def test_an_empty_image_leaves_the_others_as_they_are():
+    logits, target = tensors(*sample((3, 2, 5, 7), "random"))
+    for term in TERMS.values():
+        before = term(logits, target)
+        emptied = target.clone()
+        emptied[1, 0] = 0
+        changed = term(logits, emptied) != before
+        assert changed.nonzero().tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("name", NAIVE)
 def test_confident_and_right_costs_nothing_and_wrong_costs_more(name):
     target = torch.tensor(sample((2, 1, 8, 8), "random")[1])
-    right, unsure, wrong = (TERMS[name](scale * (2 * target - 1), target).item() for scale in (50, 0, -50))
+    right, unsure, wrong = (TERMS[name](scale * (2 * target - 1), target).mean().item() for scale in (50, 0, -50))
     assert right == pytest.approx(0, abs=1e-9)
     assert right < unsure < wrong
 
@@ -158,7 +415,7 @@ def test_half_precision_logits_give_a_finite_float32_loss(name, dtype):
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"bce": 1, "focal": 1}, r"\['focal'\].*\['bce', 'dice', 'lovasz'\]"),
+        ({"bce": 1, "focus": 1}, r"\['focus'\].*\['bce', 'dice', 'focal', .*'tversky'\]"),
         ({"bce": 1, "dice": -0.5}, "'dice': -0.5.*0 or more"),
         ({"bce": 0, "dice": 0}, "one of them above 0"),
         ({}, "one of them above 0"),
@@ -173,7 +430,77 @@ def test_weight_0_leaves_a_term_out():
     logits, target = tensors(*sample((2, 1, 4, 4), "random"))
     loss = SegmentationLoss({"bce": 2, "dice": 0, "lovasz": 0})
     assert list(loss.terms) == ["bce"]
-    assert loss(logits, target).item() == pytest.approx(2 * bce(logits, target).item(), rel=1e-6)
+    assert loss(logits, target).item() == pytest.approx(2 * TERMS["bce"](logits, target).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("terms", "arguments", "message"),
+    [
+        ("dice", {"positive_weights": [2]}, r"positive_weights is \[2\].*bce, focal or structure in it.*\['dice'\]"),
+        ("bce", {"positive_weights": [0]}, "positive_weights is .*above 0"),
+        ("bce", {"positive_weights": []}, "positive_weights is .*above 0"),
+        ("bce", {"class_weights": [2]}, "class_weights is .*two or more classes"),
+        ("bce", {"class_weights": [2, -1]}, "class_weights is .*0 or more"),
+        ("bce", {"class_weights": [0, 0]}, "class_weights is .*one of them above 0"),
+        ("bce", {"options": {"bce": {"gamma": 1}}}, r"options names bce.gamma.*'focal.gamma'"),
+        ("focal", {"options": {"focal": {"gama": 1}}}, r"options names focal.gama.*'focal.gamma'"),
+        ("focal", {"options": {"focal": {"gamma": -1}}}, "focal.gamma is -1; expected a number of 0 or more"),
+        ("focal", {"options": {"focal": {"alpha": 1}}}, "focal.alpha is 1; expected None or a number between 0 and 1"),
+        ("tversky", {"options": {"tversky": {"alpha": 0}}}, "tversky.alpha is 0; expected a number above 0"),
+        ("focal_tversky", {"options": {"focal_tversky": {"gamma": 0}}}, "focal_tversky.gamma is 0; expected .*above 0"),
+        (
+            "structure",
+            {"options": {"structure": {"window": 30}}},
+            "structure.window is 30; expected an odd int above 0",
+        ),
+        (
+            "structure",
+            {"options": {"structure": {"window": -1}}},
+            "structure.window is -1; expected an odd int above 0",
+        ),
+        ("structure", {"options": {"structure": {"boundary": -1}}}, "structure.boundary is -1; .* 0 or more"),
+    ],
+)
+def test_wrong_weights_and_options_are_refused(terms, arguments, message):
+    with pytest.raises(MedvisionError, match=f"loss.*{message}"):
+        SegmentationLoss({terms: 1}, **arguments)
+
+
+@pytest.mark.parametrize("name", ["positive_weights", "class_weights"])
+def test_weights_for_another_number_of_classes_are_refused(name):
+    loss = SegmentationLoss({"bce": 1}, **{name: [1, 2]})
+    with pytest.raises(MedvisionError, match=f"loss.{name} has 2 numbers, the model 3 classes"):
+        loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+
+
+def test_weights_are_no_part_of_a_checkpoint():
+    assert not SegmentationLoss({"bce": 1}, [1, 2], [1, 2]).state_dict()
+
+
+def test_the_config_names_every_term_and_option_with_its_default():
+    base = OmegaConf.load(CONF / "_terms.yaml")
+    assert base.terms == dict.fromkeys(TERMS, 0)
+    assert {name: set(values) for name, values in base.options.items()} == {n: set(r) for n, r in OPTIONS.items()}
+    for name, values in base.options.items():
+        parameters = inspect.signature(TERMS[name]).parameters
+        assert values == {option: parameters[option].default for option in values}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_is_a_loss_by_its_name(name):
+    assert cli.compose("train", [f"loss={name}"]).loss.terms == dict.fromkeys(TERMS, 0) | {name: 1}
+
+
+def test_a_sum_of_terms_with_options_by_overrides():
+    overrides = ["loss=dice", "loss.terms.bce=0.5", "loss.terms.focal=2", "loss.options.focal.gamma=3"]
+    loss = build(cli.compose("train", [*overrides, "loss.positive_weights=[4]"])).task.loss.loss
+    logits, target = sample((2, 1, 4, 4), "random")
+    expected = (
+        naive_dice(logits, target)
+        + 0.5 * naive_bce(logits, target, positive=4)
+        + 2 * naive_focal(logits, target, gamma=3, positive=4)
+    )
+    assert loss(*tensors(logits, target)).item() == pytest.approx(expected.mean(), rel=1e-5)
 
 
 class Mean(nn.Module):
