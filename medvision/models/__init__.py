@@ -1,8 +1,19 @@
 """Segmentation networks: torch modules that answer logits for images of any size."""
 
 from medvision.models.smp import SMP
+from medvision.models.unet_family import UNetFamily
+from medvision.models.unet_isensee import UNetIsensee
 from medvision.models.unetpp import UNetPP
 from medvision.models.unetv2 import UNetV2
 from medvision.models.weights import WeightReport, load_encoder_weights, load_published
 
-__all__ = ["SMP", "UNetPP", "UNetV2", "WeightReport", "load_encoder_weights", "load_published"]
+__all__ = [
+    "SMP",
+    "UNetFamily",
+    "UNetIsensee",
+    "UNetPP",
+    "UNetV2",
+    "WeightReport",
+    "load_encoder_weights",
+    "load_published",
+]

@@ -84,7 +84,7 @@ class SMP(nn.Module):
             raise MedvisionError(f"Unknown model.architecture={architecture!r}: {hint}")
         for name in options.keys() & _TAKEN.keys():
             raise MedvisionError(f"model.{name} is not an option of SMP; instead of it use {_TAKEN[name]}.")
-        encoder = _encoder_name(encoder)
+        encoder = encoder_name(encoder)
         # What an architecture does not know goes to the encoder, and the library's own encoders ignore it.
         unknown = options.keys() - inspect.signature(ARCHITECTURES[architecture]).parameters.keys()
         if unknown and not encoder.startswith("tu-"):
@@ -126,7 +126,7 @@ class SMP(nn.Module):
         return crop_like(self.model(pad_to_multiple(image, self._stride, self._smallest_side)), image)
 
 
-def _encoder_name(name: str) -> str:
+def encoder_name(name: str) -> str:
     """The library's name of an encoder."""
     own = library.encoders.get_encoder_names()
     if name in own or (name.startswith("tu-") and timm.is_model(name.removeprefix("tu-"))):
