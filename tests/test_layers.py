@@ -54,8 +54,8 @@ def test_only_build_and_the_entry_points_know_hydra():
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        (["models", "data", "losses", "metrics", "tasks", "callbacks", "evaluation", "runs"], ["hydra", "omegaconf"]),
-        (["cli", "train", "evaluate"], ["torch", "pytorch_lightning", "cv2", "matplotlib"]),
+        (["models", "data", "losses", "metrics", "tasks", "callbacks", "evaluation", "runs", "verification"], ["hydra", "omegaconf"]),
+        (["cli", "train", "evaluate", "prepare"], ["torch", "pytorch_lightning", "cv2", "matplotlib"]),
     ],
 )
 def test_importing_leaves_out(modules, unwanted):
