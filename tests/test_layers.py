@@ -54,7 +54,7 @@ def test_only_build_and_the_entry_points_know_hydra():
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        (["models", "data", "losses", "metrics", "tasks", "callbacks", "evaluation", "runs", "verification"], ["hydra", "omegaconf"]),
+        (["models", "data", "losses", "metrics", "tasks", "callbacks", "runs", "verification"], ["hydra", "omegaconf"]),
         (["cli", "train", "evaluate", "prepare"], ["torch", "pytorch_lightning", "cv2", "matplotlib"]),
     ],
 )
