@@ -63,8 +63,14 @@ def verify(data: ImageDataModule) -> dict[str, Any]:
         "cache": None if cache is None else cache.folder.name,
         "classes": list(data.spec.classes),
         "target": data.spec.target,
-        "folds": {"folds": data.folds, "fold": data.fold, "split_seed": data.split_seed},
+        "dealing": {
+            "folds": data.folds,
+            "fold": data.fold,
+            "split_seed": data.split_seed,
+            "alike_together": data.alike_together,
+        },
         "excluded": sorted(data.exclude),
+        "found_by_name": [str(problem) for problem in data.problems],
         "compared_with": [f"{other.name}/{other.cache.name}" for other in others],
     }
     path = folder / "report.json"
@@ -73,7 +79,8 @@ def verify(data: ImageDataModule) -> dict[str, Any]:
         if {key: before.get(key) for key in facts} == facts:
             return before
     findings = list(data.findings)
-    report: dict[str, Any] = facts | {"images": {name: len(samples) for name, samples in data.dealt.items()}}
+    splits = data.indexed if cache is None else data.dealt  # dealing looks at pixels
+    report: dict[str, Any] = facts | {"images": {name: len(samples) for name, samples in splits.items()}}
     for name in ("samples.png", "classes.png", "duplicates.png", "exclude.txt"):
         (folder / name).unlink(missing_ok=True)
     if cache is not None:

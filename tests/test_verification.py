@@ -70,8 +70,12 @@ def test_a_second_time_nothing_is_done(make: Any, fake_isic2017: Any, tmp_path: 
     before = {path: path.stat().st_mtime_ns for path in files}
     assert verify(make(ISIC2017, "isic2017", "isic2017")) == first
     assert {path: path.stat().st_mtime_ns for path in files} == before
-    other = verify(make(ISIC2017, "isic2017", "isic2017", folds=3))
-    assert other["images"] != first["images"] or other["folds"] != first["folds"]
+    other = verify(make(ISIC2017, "isic2017", "isic2017", folds=2))
+    assert other["images"] != first["images"] and other["dealing"]["folds"] == 2
+    with zipfile.ZipFile(tmp_path / "isic2017/ISIC-2017_Test_v2_Data.zip", "a") as archive:
+        archive.writestr("notes.docx", b"?")
+    later = verify(make(ISIC2017, "isic2017", "isic2017"))
+    assert "stray files" in [p["kind"] for p in later["problems"]]
 
 
 def test_all_that_is_wrong_with_one_archive(make: Any, fake_isic2017: Any, tmp_path: Path, encode: Any) -> None:
@@ -210,6 +214,20 @@ def test_conflicting_labels_of_identical_images_are_an_error(make: Any, fake_isi
     with pytest.raises(ValueError, match=r"data\.exclude=\[id,\.\.\.\]"):
         make(ISIC2016, "isic2016", "isic2016", facts).prepare_data()
     make(ISIC2016, "isic2016", "isic2016", facts, exclude=[bad]).prepare_data()
+
+
+def test_broken_files_of_a_set_that_is_dealt_are_reported(make: Any, fake_isic2016: Any, tmp_path: Path) -> None:
+    root = fake_isic2016(tmp_path / "isic2016")
+    rewrite(root / "ISBI2016_ISIC_Part3_Training_Data.zip", lambda n, data: data[:99] if "0002." in n else data)
+    data = make(ISIC2016, "isic2016", "isic2016", {"classes": ["malignant"], "target": "label"})
+    report = verify(data)
+    (error,) = [p for p in report["problems"] if p["grade"] == "error"]
+    assert error["kind"] == "broken files" and error["items"][0].endswith("0002")
+    assert (report_folder(data) / "exclude.txt").read_text().split() == error["items"]
+    again = make(
+        ISIC2016, "isic2016", "isic2016", {"classes": ["malignant"], "target": "label"}, exclude=error["items"]
+    )
+    assert "splits" in verify(again) and not (report_folder(again) / "exclude.txt").exists()
 
 
 def test_a_removed_neighbour_does_not_hurt(make: Any, fake_isic2017: Any, fake_isic2016: Any, tmp_path: Path) -> None:
