@@ -146,6 +146,23 @@ def test_every_model_learns_from_every_data_set(model, data, prepared):
     assert probability.min() >= 0 and probability.max() <= 1
 
 
+@pytest.mark.parametrize("name", [name for name in choices("data") if name not in TRAINED])
+def test_batches_of_labels(name, prepared):
+    data = build_data(compose(f"data={name}", "augment=heavy", *SMALL[:3], *prepared(name), verb="prepare"))
+    data.prepare_data()
+    batch = next(iter(data.train_dataloader()))
+    assert [*batch] == ["image", "target", "id"] and batch["image"].shape == (2, 3, 64, 64)
+    labels = {s.id: s.labels for s in data.samples}
+    if data.spec.kind == "multiclass":
+        assert batch["target"].dtype == torch.int64
+        assert batch["target"].tolist() == [labels[i][0] for i in batch["id"]]
+    else:
+        assert batch["target"].dtype == torch.float32
+        classes = range(data.spec.num_outputs)
+        assert batch["target"].tolist() == [[float(k in labels[i]) for k in classes] for i in batch["id"]]
+    assert len(next(iter(data.evaluation_dataloader("val")))["id"]) == 2
+
+
 def test_defaults():
     cfg = compose()
     assert (cfg.model._target_, cfg.data._target_) == ("medvision.models.UNetV2", "medvision.data.Phantom")

@@ -122,7 +122,7 @@ class Augment:
 
         Args:
             image: uint8 (H, W, C), C being 1 or 3.
-            mask: uint8 (H, W, K) of 0 and 1.
+            mask: uint8 (H, W, K) of 0 and 1; K may be 0.
             seed: Decides everything that is drawn.
 
         Returns:
@@ -132,6 +132,8 @@ class Augment:
         # one stream for all operations: set_random_seed would start each from the same number, and flips that are
         # drawn alike are no flips but one rotation
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        if not mask.size:  # labels instead of masks
+            return pipeline(image=image)["image"].reshape(image.shape), mask
         result = pipeline(image=image, mask=mask)
         return result["image"].reshape(image.shape), result["mask"].reshape(mask.shape)
 

@@ -55,7 +55,7 @@ def test_every_strength_is_tested() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("classes", [1, 2, 5])
+@pytest.mark.parametrize("classes", [0, 1, 2, 5])
 def test_shapes_types_and_ranges_are_kept(size: tuple[int, int], channels: int, classes: int) -> None:
     augment = Augment(**ALL)
     image, mask = sample(size, channels, classes)
