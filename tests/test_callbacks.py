@@ -1,15 +1,18 @@
-"""Checkpoints: which epochs the two files hold, whatever the course of the metric."""
+"""Checkpoints: which epochs the two files hold, whatever the course of the metric. Thawing at its epoch."""
 
+import itertools
 import os
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.trainer.states import TrainerFn
 
-from medvision.callbacks import Checkpoint, PlainCheckpointIO
+from medvision.callbacks import Checkpoint, PlainCheckpointIO, Thaw
+from medvision.models import UNetFamily
 
 
 def trainer_at(epoch, value):
@@ -74,3 +77,61 @@ def test_a_kill_between_the_two_files_leaves_no_older_best(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         callback.on_train_end(trainer_at(1, 0.2), None)
     assert (content(tmp_path / "best.ckpt"), content(tmp_path / "last.ckpt")) == (1, 0)
+
+
+class Training(pl.LightningModule):
+    """Trains four epochs of two batches and keeps a copy of the encoder after each."""
+
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = UNetFamily(width=4, depth=1, **options)
+        self.images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        self.encoders = [self.encoder()]
+
+    def encoder(self):
+        return torch.cat([value.float().flatten() for value in self.model.encoder.state_dict().values()]).clone()
+
+    def training_step(self, batch, batch_idx):
+        return (self.model(batch) - 1).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.model(batch)
+
+    def on_train_epoch_end(self):
+        self.encoders.append(self.encoder())
+
+    def configure_optimizers(self):
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+    def fit(self, epochs, checkpoint=None):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=epochs, callbacks=[Thaw()], enable_checkpointing=False, **quiet
+        )
+        loaders = [torch.utils.data.DataLoader(self.images, batch_size=2) for _ in range(2)]
+        trainer.fit(self, *loaders, ckpt_path=checkpoint, weights_only=True)
+        return trainer
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("freeze", "first"), [(False, 1), (1, 1), (3, 3), (True, 5)])
+def test_the_encoder_thaws_at_the_start_of_its_epoch(freeze, first):
+    training = Training(freeze_encoder=freeze)
+    training.fit(4)
+    moves = [not torch.equal(a, b) for a, b in itertools.pairwise(training.encoders)]
+    assert moves == [epoch >= first for epoch in range(1, 5)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+def test_a_resumed_run_thaws_as_an_undisturbed_one(tmp_path, stopped):
+    whole = Training(freeze_encoder=3)
+    whole.fit(4)
+    Training(freeze_encoder=3).fit(stopped).save_checkpoint(tmp_path / "last.ckpt")
+    resumed = Training(freeze_encoder=3)
+    resumed.fit(4, tmp_path / "last.ckpt")
+    ends = [training.model.state_dict() for training in (whole, resumed)]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())

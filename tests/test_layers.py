@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "logger"},
+    {"data", "models", "losses", "metrics", "logger", "optim"},
     {"figures"},
     {"tasks"},
     {"callbacks"},

@@ -11,10 +11,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
-from medvision.models import SMP, UNetV2, load_encoder_weights
+from medvision.models import SMP, UNetFamily, UNetV2, load_encoder_weights
 from medvision.models import weights as room
 
 
@@ -112,6 +113,87 @@ def test_below_ninety_percent_is_refused_and_changes_nothing(tmp_path: Path, don
     with pytest.raises(MedvisionError, match=r"fit \d+ of \d+ .*at least 90%: missing stages_3"):
         load_encoder_weights(encoder, file)
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("absent", [10, 11])
+def test_ninety_percent_is_the_least(tmp_path: Path, absent: int) -> None:
+    torch.manual_seed(0)
+    encoder, donor = (nn.Sequential(*(nn.Linear(1, 1) for _ in range(50))) for _ in range(2))
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    file = tmp_path / "weights.pth"
+    torch.save(dict(list(donor.state_dict().items())[absent:]), file)
+    if absent == 10:
+        assert len(load_encoder_weights(encoder, file).matched) == 90
+        return
+    with pytest.raises(
+        MedvisionError,
+        match=r"weights\.pth' fit 89 of 100 .*\(89\.0%\) of encoder mine, .*missing 0\.weight.*not used none",
+    ):
+        load_encoder_weights(encoder, file, "mine")
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+def save_run(folder: Path, model: nn.Module) -> Path:
+    """What a run leaves of its weights."""
+    (folder / "checkpoints").mkdir(parents=True)
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    content = {"epoch": 3, "state_dict": state, "optimizer_states": [{"state": {}}], "callbacks": {}}
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+RUNS = {
+    "smp": lambda **options: SMP(encoder="resnet18", **options),
+    "smp_other_decoder": lambda **options: SMP("FPN", "resnet18", **options),
+    "smp_timm": lambda **options: SMP(encoder="tu-pvt_v2_b0", **options),
+    "unetv2": lambda **options: UNetV2("pvt_v2_b0", **options),
+    "plain": lambda **options: UNetFamily(width=4, depth=2, **options),
+    "library": lambda **options: UNetFamily("resnet18", width=4, **options),
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [*((name, name) for name in RUNS), ("smp", "smp_other_decoder"), ("library", "smp"), ("smp_timm", "unetv2")],
+)
+def test_a_run_folder(tmp_path: Path, first: str, second: str) -> None:
+    torch.manual_seed(1)
+    donor = RUNS[first](num_outputs=2)
+    model = RUNS[second](num_outputs=5, encoder_weights=save_run(tmp_path / "run", donor))
+    given, own = (m.get_submodule(m.encoder_at).state_dict() for m in (donor, model))
+    assert all(torch.equal(a, b) for a, b in zip(own.values(), given.values(), strict=True))
+
+
+def test_a_run_folder_that_does_not_fit(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", RUNS["plain"]())
+    with pytest.raises(MedvisionError, match=r"run' fit 0 of .* of encoder resnet18, .*not used"):
+        RUNS["smp"](encoder_weights=run)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(MedvisionError, match=r"nothing': a folder without checkpoints/best\.ckpt"):
+        RUNS["smp"](encoder_weights=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["smp", "unetv2", "plain", "library"])
+def test_none_is_no_file(name: str) -> None:
+    states = []
+    for weights in ("none", None):
+        torch.manual_seed(2)
+        states.append(RUNS[name](encoder_weights=weights).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_torchvision_files(tmp_path: Path, name: str, suffix: str) -> None:
+    torch.manual_seed(5)
+    donor = torchvision.models.get_model(name, weights=None).state_dict()
+    file = tmp_path / f"weights.{suffix}"
+    (safetensors.torch.save_file if suffix == "safetensors" else torch.save)(donor, file)
+    encoder = SMP("FPN", name).model.encoder
+    report = load_encoder_weights(encoder, file)
+    assert report.missing == ()
+    assert all(key.startswith(("fc.", "classifier.", "num_batches")) for key in report.unexpected)
+    assert all(torch.equal(value, donor[key]) for key, value in encoder.state_dict().items())
 
 
 def test_weights_of_another_encoder(tmp_path: Path) -> None:
