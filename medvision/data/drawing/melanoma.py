@@ -22,7 +22,8 @@ def write_isic2016(folder: Path, seed: int, train: int, test: int) -> None:
 
     About a fifth of the lesions are malignant; these are more ragged and of more colours than the others.
     The colour of the image does not give them away: a logistic regression on the mean and the deviation of the three
-    channels has an area under the ROC curve of 0.55 (600 images, 10 folds).
+    channels has an area under the ROC curve of 0.55 (600 images, 10 folds). The outline does: the share of its convex
+    hull that the true mask fills has one of 0.98 (300 images).
 
     Args:
         folder: Where the files go; made if absent. They are moved into place after the last image is drawn.
