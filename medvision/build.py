@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO
+from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
@@ -82,7 +82,7 @@ class Run:
         trainer = _make(
             cfg.trainer,
             "trainer",
-            callbacks=[*callbacks, lines, checkpoint],
+            callbacks=[*callbacks, Thaw(), lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
             plugins=[PlainCheckpointIO()],
             default_root_dir=str(folder.path),

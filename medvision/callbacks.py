@@ -20,6 +20,7 @@ from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import replacing
 from medvision.logger import read_history
+from medvision.models import EncoderModel
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,18 @@ class EarlyStopping(pl.callbacks.EarlyStopping):
         """Stops at once where patience had run out."""
         if self.wait_count >= max(self.patience, 1) or self.stopped_epoch > 0:
             trainer.should_stop = True
+
+
+class Thaw(pl.Callback):
+    """Freezes the encoder until the epoch that the model's `freeze_encoder` names, if it names one.
+
+    The optimizer has all parameters from the beginning; those that get no gradient it leaves alone.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells the model which epoch begins, in a resumed run as in any other."""
+        if isinstance(pl_module.model, EncoderModel):
+            pl_module.model.start_epoch(trainer.current_epoch + 1)
 
 
 class EpochLines(pl.Callback):

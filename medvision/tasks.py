@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
 from medvision.metrics import GRID, Overlap, histogram, summarise
+from medvision.optim import OneCycle, needs_metric
 from medvision.spec import DataSpec
 
 
@@ -44,7 +45,8 @@ class SegmentationTask(pl.LightningModule):
         model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
         loss: `loss(logits, target) -> scalar`.
         optimizer: Makes the optimizer of the parameters that are to be trained.
-        scheduler: Makes the learning-rate schedule of an optimizer, stepped each epoch; None keeps it constant.
+        scheduler: Makes the learning-rate schedule of an optimizer, stepped each epoch, a `OneCycle` each batch; None
+            keeps it constant.
         spec: The facts of the data set.
         monitor: The logged metric that chooses the epoch.
         mode: Whether more of it is better (`max`) or less (`min`).
@@ -150,8 +152,14 @@ class SegmentationTask(pl.LightningModule):
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
         if self.scheduler is None:
             return optimizer
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": self.monitor}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]  # a TypedDict by shape
+        if isinstance(self.scheduler, OneCycle):
+            steps = None if self._trainer is None else int(self.trainer.estimated_stepping_batches)
+            settings = {"scheduler": self.scheduler(optimizer, steps), "interval": "step"}
+        else:
+            schedule = self.scheduler(optimizer)
+            settings = {"scheduler": schedule, "interval": "epoch", "monitor": self.monitor}
+            settings["reduce_on_plateau"] = needs_metric(schedule)
+        return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]  # a TypedDict by shape
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
         outputs = self(batch["image"])

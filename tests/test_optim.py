@@ -140,6 +140,20 @@ def test_onecycle_with_each_batch(warmup, rise, stop):
     assert warmup == 0 or max(rates) == rates[7 * warmup - 1] == LR
 
 
+@pytest.mark.parametrize("steps", [10, 140])
+def test_onecycle_is_torchs_own(steps):
+    rates = Course(partial(optim.OneCycle(EPOCHS), steps=steps)).run(steps)
+    library = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=LR, total_steps=steps, cycle_momentum=False)
+    np.testing.assert_allclose(rates, Course(library).run(steps), rtol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_onecycle_of_few_steps(steps):
+    rates = Course(partial(optim.OneCycle(4, warmup_epochs=1), steps=steps)).run(steps + 2)
+    assert rates[0] == LR and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(LR / 25e4)
+
+
 def test_cosine_is_torchs_own_bit_for_bit():
     course = Course(partial(optim.cosine, epochs=EPOCHS, eta_min=1e-6))
     other = Course(partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=EPOCHS, eta_min=1e-6))
@@ -154,6 +168,7 @@ def test_cosine_is_torchs_own_bit_for_bit():
         (partial(optim.poly, epochs=5, warmup_epochs=-1), "warmup_epochs is -1; expected 0 or a positive int"),
         (partial(optim.step, every=5, gamma=0.1, warmup_epochs=1.5), "warmup_epochs is 1.5; expected 0 or a positive"),
         (partial(optim.multistep, milestones=[3, 9], gamma=0.1, warmup_epochs=3), r"milestones is \[3, 9\]; expected"),
+        (lambda _: optim.OneCycle(epochs=5, rise=1), "rise is 1; expected 0 or more and below 1"),
         (lambda _: optim.OneCycle(epochs=5, warmup_epochs=7), "warmup_epochs is 7; expected fewer than the 5 epochs"),
     ],
 )

@@ -1,5 +1,7 @@
 """Segmentation networks: torch modules that answer logits for images of any size."""
 
+from medvision.models.encoder import EncoderModel
+from medvision.models.initialise import initialise
 from medvision.models.smp import SMP
 from medvision.models.unet_family import UNetFamily
 from medvision.models.unet_isensee import UNetIsensee
@@ -9,11 +11,13 @@ from medvision.models.weights import WeightReport, load_encoder_weights, load_pu
 
 __all__ = [
     "SMP",
+    "EncoderModel",
     "UNetFamily",
     "UNetIsensee",
     "UNetPP",
     "UNetV2",
     "WeightReport",
+    "initialise",
     "load_encoder_weights",
     "load_published",
 ]

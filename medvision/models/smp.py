@@ -12,12 +12,14 @@ from typing import Any
 
 import segmentation_models_pytorch as library
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvision.errors import MedvisionError
+from medvision.models.encoder import EncoderModel
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.weights import (
     BUILD_ERRORS,
+    chosen,
     imagenet_download,
     load_encoder_weights,
     unknown_encoder,
@@ -51,7 +53,7 @@ _TAKEN = {
 }
 
 
-class SMP(nn.Module):
+class SMP(EncoderModel):
     """Any segmentation_models_pytorch architecture with any of its encoders or any of timm's.
 
     Inputs are padded to a multiple of the encoder's output stride by repeating their edges, and cropped back.
@@ -59,14 +61,19 @@ class SMP(nn.Module):
     Args:
         architecture: a name in `ARCHITECTURES`, such as ``Unet``, ``FPN`` or ``Segformer``.
         encoder: the library's name, ``tu-<timm model>``, or a bare timm name that the library does not know.
-        encoder_weights: None (random), ``"imagenet"`` (download), or a file (see `load_encoder_weights`).
+        encoder_weights: None or ``"none"`` (random), ``"imagenet"`` (download), or a file or run folder (see
+            `load_encoder_weights`).
         in_channels: channels of the image.
         num_outputs: channels K of the logits.
+        freeze_encoder: True, False, or the epoch, counted from 1, at which it thaws (see `EncoderModel`).
+        init: rule of the initial weights, but for those of a pretrained encoder (see `initialise`).
         **options: passed to the architecture, such as ``encoder_depth`` or ``decoder_channels``.
 
     Raises:
         MedvisionError: unknown architecture or encoder, a pair or options that do not fit, no weights.
     """
+
+    encoder_at = "model.encoder"
 
     def __init__(
         self,
@@ -75,6 +82,8 @@ class SMP(nn.Module):
         encoder_weights: str | Path | None = None,
         in_channels: int = 3,
         num_outputs: int = 1,
+        freeze_encoder: bool | int = False,
+        init: str = "none",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -91,6 +100,7 @@ class SMP(nn.Module):
             raise MedvisionError(f"{architecture} with encoder {encoder!r} has no options {sorted(unknown)}.")
         if architecture == "DPT":
             options.setdefault("dynamic_img_size", True)
+        encoder_weights = chosen(encoder_weights)
         imagenet = encoder_weights == "imagenet"
         try:
             with imagenet_download(encoder) if imagenet else nullcontext():
@@ -112,7 +122,8 @@ class SMP(nn.Module):
         self._stride = int(self.model.encoder.output_stride) * _EXTRA_STRIDE.get(architecture, 1)
         self._smallest_side = _SMALLEST_SIDE.get(architecture, 0)
         if encoder_weights is not None and not imagenet:
-            load_encoder_weights(self.model.encoder, encoder_weights)
+            load_encoder_weights(self.model.encoder, encoder_weights, encoder)
+        self._begin(init, encoder_weights is not None, freeze_encoder)
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment a batch.

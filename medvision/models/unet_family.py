@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.encoder import EncoderModel
 from medvision.models.options import one_of, share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.smp import encoder_name
-from medvision.models.weights import BUILD_ERRORS, imagenet_download, load_encoder_weights
+from medvision.models.weights import BUILD_ERRORS, chosen, imagenet_download, load_encoder_weights
 
 Make = Callable[..., nn.Module]
 
@@ -198,11 +199,11 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | Path
             f"that halve {depth} times, the last not empty. Choose another model.encoder or a greater model.depth."
         )
     if weights is not None and not imagenet:
-        load_encoder_weights(encoder, weights)
+        load_encoder_weights(encoder, weights, name)
     return encoder.train(), widths
 
 
-class UNetFamily(nn.Module):
+class UNetFamily(EncoderModel):
     """U-Net, residual U-Net, attention U-Net, and these decoders on any encoder (papers: see the module).
 
     Inputs are padded to a multiple of 2^depth by repeating their edges, and cropped back. Decoder level i, at
@@ -214,7 +215,8 @@ class UNetFamily(nn.Module):
         in_channels: channels of the image.
         num_outputs: channels K of the logits.
         deep_supervision: a head at each decoder level instead of the finest only.
-        encoder_weights: None (random), ``"imagenet"`` (download), or a file (see `load_encoder_weights`).
+        encoder_weights: None or ``"none"`` (random), ``"imagenet"`` (download), or a file or run folder (see
+            `load_encoder_weights`).
         block: ``"plain"`` or ``"residual"``, of the decoder and the own encoder; so are norm and dropout.
         skip: ``"concat"``, or ``"attention"`` for gated skips.
         upsampling: ``"bilinear"`` after a 1x1 convolution, or ``"transposed"`` convolution.
@@ -222,6 +224,8 @@ class UNetFamily(nn.Module):
         depth: how often the sides are halved; None is 4, or all 5 of a library's encoder.
         norm: ``"batch"``, ``"instance"``, or ``"group"`` (8 groups, fewer where 8 does not divide the channels).
         dropout: share of feature maps dropped inside each block.
+        freeze_encoder: True, False, or the epoch, counted from 1, at which it thaws (see `EncoderModel`).
+        init: rule of the initial weights, but for those of a pretrained encoder (see `initialise`).
 
     Raises:
         MedvisionError: an option that is no choice, an unknown or unfit encoder, weights that cannot be had.
@@ -241,8 +245,11 @@ class UNetFamily(nn.Module):
         depth: int | None = None,
         norm: str = "batch",
         dropout: float = 0.0,
+        freeze_encoder: bool | int = False,
+        init: str = "none",
     ) -> None:
         super().__init__()
+        encoder_weights = chosen(encoder_weights)
         one_of("block", block, BLOCKS)
         one_of("skip", skip, ("concat", "attention"))
         one_of("upsampling", upsampling, ("bilinear", "transposed"))
@@ -264,7 +271,7 @@ class UNetFamily(nn.Module):
             stages = [make(own[i], own[i + 1], stride=2) for i in range(depth)]
             self.encoder, widths = PlainEncoder([first(in_channels, width), *stages]), own
             if encoder_weights is not None:
-                load_encoder_weights(self.encoder, encoder_weights)
+                load_encoder_weights(self.encoder, encoder_weights, "plain")
         else:
             self.encoder, widths = library_encoder(str(encoder), in_channels, depth, encoder_weights)
         # Both lists count levels from the finest.
@@ -273,6 +280,7 @@ class UNetFamily(nn.Module):
             for below, beside, out in zip([*own[1:depth], widths[-1]], widths[:-1], own[:-1], strict=True)
         )
         self.out = nn.ModuleList(nn.Conv2d(own[i], num_outputs, 1) for i in range(depth if deep_supervision else 1))
+        self._begin(init, encoder_weights is not None, freeze_encoder)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Segment a batch.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvision.models.initialise import initialise
 from medvision.models.options import share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
 
@@ -57,9 +58,10 @@ class UNetIsensee(nn.Module):
         width: channels of the finest level; each level below has twice as many.
         depth: how often the sides are halved.
         dropout: share of feature maps dropped inside each context block.
+        init: rule of the initial weights (see `initialise`).
 
     Raises:
-        MedvisionError: a width or depth below 1, or a dropout outside of 0 to 1.
+        MedvisionError: a width or depth below 1, a dropout outside of 0 to 1, or an unknown rule.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class UNetIsensee(nn.Module):
         width: int = 16,
         depth: int = 4,
         dropout: float = 0.3,
+        init: str = "none",
     ) -> None:
         super().__init__()
         whole_number("width", width)
@@ -93,6 +96,7 @@ class UNetIsensee(nn.Module):
         self.out = nn.ModuleList(
             nn.Conv2d(widths[i] if i else 2 * width, num_outputs, 1) for i in range(min(MAPS, depth))
         )
+        initialise(self, init)
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Segmentation maps before they are summed, finest first.

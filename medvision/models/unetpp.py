@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.initialise import initialise
 from medvision.models.padding import crop_like, pad_to_multiple
 
 
@@ -44,9 +45,10 @@ class UNetPP(nn.Module):
         num_outputs: channels K of the logits.
         deep_supervision: one head for each node x(0, j) instead of the last one only.
         channels: width of each resolution, finest first; at least two.
+        init: rule of the initial weights (see `initialise`).
 
     Raises:
-        MedvisionError: fewer than two resolutions.
+        MedvisionError: fewer than two resolutions, or an unknown rule.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class UNetPP(nn.Module):
         num_outputs: int = 1,
         deep_supervision: bool = False,
         channels: Sequence[int] = (32, 64, 128, 256, 512),
+        init: str = "none",
     ) -> None:
         super().__init__()
         if len(channels) < 2:
@@ -69,6 +72,7 @@ class UNetPP(nn.Module):
         self.out = nn.ModuleList(
             nn.Conv2d(channels[0], num_outputs, 1) for _ in range(self.depth if deep_supervision else 1)
         )
+        initialise(self, init)
 
     def published_prefixes(self) -> dict[str, str | None]:
         """Prefixes of the published implementation's keys and what they are called here."""

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.encoder import EncoderModel
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.weights import (
     BUILD_ERRORS,
+    chosen,
     imagenet_download,
     load_encoder_weights,
     unknown_encoder,
@@ -72,7 +74,7 @@ def pyramid_encoder(
         with imagenet_download(name):
             encoder = build(pretrained=True)
     elif weights is not None:
-        load_encoder_weights(encoder, weights)
+        load_encoder_weights(encoder, weights, name)
     return encoder.train(), [shape[0] for shape in shapes]
 
 
@@ -125,7 +127,7 @@ class SDI(nn.Module):
         return fused
 
 
-class UNetV2(nn.Module):
+class UNetV2(EncoderModel):
     """U-Net v2 (arXiv:2311.17791): hierarchical encoder, attention, SDI at each level, additive decoder.
 
     Inputs are padded to a multiple of 32 by repeating their edges, and cropped back.
@@ -135,9 +137,12 @@ class UNetV2(nn.Module):
         in_channels: channels of the image.
         num_outputs: channels K of the logits.
         deep_supervision: a head at each of the four decoder levels instead of the finest only.
-        encoder_weights: None (random), ``"imagenet"`` (download), or a file (see `load_encoder_weights`).
+        encoder_weights: None or ``"none"`` (random), ``"imagenet"`` (download), or a file or run folder (see
+            `load_encoder_weights`).
         channels: width of the decoder.
         drop_path_rate: stochastic depth of the encoder; 0 for encoders that have none.
+        freeze_encoder: True, False, or the epoch, counted from 1, at which it thaws (see `EncoderModel`).
+        init: rule of the initial weights, but for those of a pretrained encoder (see `initialise`).
 
     Raises:
         MedvisionError: the encoder is unknown or has other levels; its weights cannot be had.
@@ -152,8 +157,11 @@ class UNetV2(nn.Module):
         encoder_weights: str | Path | None = None,
         channels: int = 32,
         drop_path_rate: float = 0.1,
+        freeze_encoder: bool | int = False,
+        init: str = "none",
     ) -> None:
         super().__init__()
+        encoder_weights = chosen(encoder_weights)
         self.deep_supervision = deep_supervision
         self.encoder, widths = pyramid_encoder(encoder, in_channels, encoder_weights, drop_path_rate)
         self.skips = nn.ModuleList(
@@ -173,6 +181,7 @@ class UNetV2(nn.Module):
         self.out = nn.ModuleList(
             nn.Conv2d(channels, num_outputs, 1) for _ in (STRIDES if deep_supervision else STRIDES[:1])
         )
+        self._begin(init, encoder_weights is not None, freeze_encoder)
 
     def published_prefixes(self) -> dict[str, str | None]:
         """Prefixes of the published implementation's keys -> what they are called here; None: left out."""

@@ -120,19 +120,32 @@ def _reachable(url: str, timeout: float = 5.0) -> bool:
     return True
 
 
+def chosen(weights: str | Path | None) -> str | Path | None:
+    """What ``encoder_weights`` asks for; None for ``"none"``."""
+    return None if weights == "none" else weights
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of anything `torch.save` wrote that holds plain values.
 
     Args:
-        path: file; wrappers such as ``{"state_dict": ...}`` are opened.
+        path: file, or the folder of a run, whose best epoch is meant; wrappers such as ``{"state_dict": ...}`` are
+            opened.
 
     Raises:
         MedvisionError: no such file, not a weight file, pickled objects inside, or no tensors.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        folder, path = path, path / "checkpoints" / "best.ckpt"
+        if not path.is_file():
+            raise MedvisionError(
+                f"Weights {str(folder)!r}: a folder without checkpoints/best.ckpt; expected a file, or a run with a "
+                "finished epoch."
+            )
     if not path.is_file():
         raise MedvisionError(
-            f"Weights {str(path)!r}: no such file. Give model.encoder_weights=null, imagenet or a file."
+            f"Weights {str(path)!r}: no such file. Give model.encoder_weights=null, imagenet, a file or a run folder."
         )
     try:
         if path.suffix == ".safetensors":
@@ -171,15 +184,17 @@ def _spell(key: str) -> str:
     return key
 
 
-def load_encoder_weights(encoder: nn.Module, path: str | Path) -> WeightReport:
+def load_encoder_weights(encoder: nn.Module, path: str | Path, name: str = "") -> WeightReport:
     """Load pretrained weights from a file into an encoder, in place.
 
     Understood are timm, torchvision and published PVTv2 names, under whatever prefix fits most tensors
-    (``module.``, ``backbone.``, ``model.encoder.`` ...). Names and shapes must agree; heads are left over.
+    (``module.``, ``backbone.``, ``model.encoder.`` ...), so a run folder may be of any network around the same
+    encoder. Names and shapes must agree; heads and decoders are left over.
 
     Args:
         encoder: a timm or segmentation_models_pytorch encoder.
         path: see `read_state_dict`.
+        name: of the encoder, for messages.
 
     Returns:
         What was loaded, what was missing, what was left over; logged as well.
@@ -214,8 +229,9 @@ def load_encoder_weights(encoder: nn.Module, path: str | Path) -> WeightReport:
     details = f"missing {_some(report.missing)}; not used {_some(report.unexpected)}; other shapes {_some(misfits)}"
     if found < _SMALLEST_SHARE * total:
         raise MedvisionError(
-            f"Weights {str(path)!r} fit {found} of {total} parameters and buffers of the encoder, expected "
-            f"at least {_SMALLEST_SHARE:.0%}: {details}. Give a file made for this very model.encoder."
+            f"Weights {str(path)!r} fit {found} of {total} parameters and buffers ({found / total:.1%}) of encoder "
+            f"{name or type(encoder).__name__}, expected at least {_SMALLEST_SHARE:.0%}: {details}. Give a file made "
+            "for this very model.encoder."
         )
     # Not the encoder's own method: some of smp's expect a classifier's head to remove.
     nn.Module.load_state_dict(encoder, {target: state[key] for target, key in matched.items()}, strict=False)
