@@ -16,12 +16,13 @@ from rich.table import Table
 
 from medvision.data import BrokenFiles, Cache, ImageDataModule, Problem
 from medvision.data.alike import alike
+from medvision.data.splitting import rarest
 from medvision.figures import Tile, bars, gallery
 from medvision.files import read_json, writable_folder, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the same data gives another report
+FORMAT = 2  # raised when the same data gives another report
 SHOWN = 24  # pictures in a gallery
 Pair = tuple[Cache, int, str, Cache, int, str]
 
@@ -111,7 +112,6 @@ def _measure(data: ImageDataModule) -> dict[str, Any]:
     """Numbers of a data set whose files are whole."""
     cache, presence, spec = data.cache, data.presence, data.spec
     sizes = Counter(f"{h}x{w}" for h, w in cache.facts["size"].tolist())
-    areas = cache.facts["size"].astype(np.int64).prod(1)
     of_splits: dict[str, Any] = {}
     for name in data.dealt:
         rows = _rows(data, name)
@@ -120,18 +120,13 @@ def _measure(data: ImageDataModule) -> dict[str, Any]:
         for k, label in enumerate(spec.classes):
             of_splits[name]["images_of_class"][label] = int(presence[rows, k].sum())
         if spec.target == "mask":
-            share = cache.facts["pixels"][rows].sum(0) / areas[rows].sum()
-            of_splits[name]["pixels_of_class"] = dict(zip(spec.classes, share.tolist(), strict=True))
+            shares = data.positive_share(rows).tolist()
+            of_splits[name]["pixels_of_class"] = dict(zip(spec.classes, shares, strict=True))
     train = _rows(data, "train")
-    positive = (
-        np.array([*of_splits["train"].get("pixels_of_class", {}).values()])
-        if spec.target == "mask"
-        else (presence[train].mean(0))
-    )
     return {
         "splits": of_splits,
         "groups": len({s.group for s in data.samples if s.group is not None}) or None,
-        "positive_weights": [float((1 - p) / p) if p else None for p in positive],
+        "positive_weights": [float((1 - p) / p) if p else None for p in data.positive_share(train)],
         "balanced_draw": _draws(data, train),
         "sizes": dict(sizes.most_common(10)),
         "different_sizes": len(sizes),
@@ -142,8 +137,6 @@ def _measure(data: ImageDataModule) -> dict[str, Any]:
 
 def _draws(data: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, float]:
     """How many times an epoch draws an image of each stratum on average with data.balanced=true."""
-    from medvision.data.splitting import rarest
-
     names = [*data.spec.classes, "none"]
     stratum, counts = np.unique(rarest(data.presence)[rows], return_counts=True)
     return {names[s]: float(len(rows) / (len(stratum) * n)) for s, n in zip(stratum, counts, strict=True)}

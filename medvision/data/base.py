@@ -313,15 +313,17 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         Raises:
             MedvisionError: If a class does not occur.
         """
-        rows = self.rows(split)
-        if self.spec.target == "mask":
-            positive = self.cache.masks[rows].sum((0, 1, 2), np.int64)
-            total = len(rows) * self.spec.image_size[0] * self.spec.image_size[1]
-        else:
-            positive, total = self.presence[rows].sum(0), len(rows)
-        if missing := [name for name, n in zip(self.spec.classes, positive, strict=True) if n == 0]:
+        share = self.positive_share(self.rows(split))
+        if missing := [name for name, s in zip(self.spec.classes, share, strict=True) if s == 0]:
             raise MedvisionError(f"{self.spec.name}: {', '.join(missing)} does not occur in {split}: no weight for it")
-        return [float((total - n) / n) for n in positive]
+        return [float((1 - s) / s) for s in share]
+
+    def positive_share(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """For each class its mean share of an image's area, for labels its share of images, over rows of the cache."""
+        if self.spec.target == "label":
+            return np.asarray(self.presence[rows].mean(0))
+        facts = self.cache.facts[rows]
+        return np.asarray((facts["pixels"] / facts["size"].astype(np.int64).prod(1)[:, None]).mean(0))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The validation split at network size."""
