@@ -61,9 +61,9 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
 
 
 def _variants(overrides: list[str], group: str | None) -> list[list[str]]:
-    """The overrides once for each choice in `group=a,b` or `group=[a,b]`; a sweep's own list stays one."""
+    """The overrides once for each choice in `group=a,b` or `group=[a,b]`."""
     listed = [o for o in overrides if group and o.startswith(f"{group}=")]
-    if not listed or "--multirun" in sys.argv or "-m" in sys.argv:
+    if not listed:
         return [overrides]
     choices = listed[-1].partition("=")[2].strip("[]").split(",")
     rest = [o for o in overrides if o not in listed]

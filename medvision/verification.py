@@ -1,6 +1,5 @@
 """A data set verified: what is there, how it is split, what is wrong; as JSON, a table and pictures."""
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from medvision.data.alike import alike
 from medvision.data.splitting import rarest
 from medvision.figures import Tile, bars, gallery
 from medvision.files import read_json, writable_folder, write_json, write_text
-
-log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised when the same data gives another report
 SHOWN = 24  # pictures in a gallery
@@ -41,12 +38,16 @@ def report_folder(data: ImageDataModule) -> Path:
     return data.cache_folder / "report"
 
 
-def verify(data: ImageDataModule) -> dict[str, Any]:
+def verify(data: ImageDataModule, beside: Sequence[ImageDataModule] = ()) -> dict[str, Any]:
     """Verifies a data set against itself and all that were verified before; writes and returns its report.
 
     A report of the same files, settings and neighbours that is already there is returned as it is. Beside
     `report.json` it draws `samples.png`, `classes.png` and, where there are any, `duplicates.png`; ids that errors
     are about are in `exclude.txt`.
+
+    Args:
+        data: The data set.
+        beside: Others, whose files are whole, to compare it with besides those that were verified before.
 
     Raises:
         MedvisionError: If data is missing.
@@ -56,7 +57,7 @@ def verify(data: ImageDataModule) -> dict[str, Any]:
         cache: Cache | None = data.cache
     except BrokenFiles:
         cache = None
-    others = [] if cache is None else _others(data)
+    others = [] if cache is None else _others(data, beside)
     facts = {
         "format": FORMAT,
         "name": data.spec.name,
@@ -114,7 +115,7 @@ def _measure(data: ImageDataModule) -> dict[str, Any]:
     sizes = Counter(f"{h}x{w}" for h, w in cache.facts["size"].tolist())
     of_splits: dict[str, Any] = {}
     for name in data.dealt:
-        rows = _rows(data, name)
+        rows = data.rows(name)
         mean, std = cache.statistics(rows)
         of_splits[name] = {"mean": mean.tolist(), "std": std.tolist(), "images_of_class": {}}
         for k, label in enumerate(spec.classes):
@@ -122,7 +123,7 @@ def _measure(data: ImageDataModule) -> dict[str, Any]:
         if spec.target == "mask":
             shares = data.positive_share(rows).tolist()
             of_splits[name]["pixels_of_class"] = dict(zip(spec.classes, shares, strict=True))
-    train = _rows(data, "train")
+    train = data.rows("train")
     return {
         "splits": of_splits,
         "groups": len({s.group for s in data.samples if s.group is not None}) or None,
@@ -142,28 +143,24 @@ def _draws(data: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, float]:
     return {names[s]: float(len(rows) / (len(stratum) * n)) for s, n in zip(stratum, counts, strict=True)}
 
 
-def _rows(data: ImageDataModule, split: str) -> NDArray[np.int64]:
-    wanted = {s.id for s in data.dealt[split]}
-    return np.flatnonzero([s.id in wanted for s in data.samples])
-
-
-def _others(data: ImageDataModule) -> list[Verified]:
-    """Data sets of other sources with a report in the same cache folder."""
-    found = []
+def _others(data: ImageDataModule, beside: Sequence[ImageDataModule]) -> list[Verified]:
+    """Data sets of other sources: those with a report in the same cache folder, and those given; by name."""
+    found: dict[str, Verified] = {}
     for path in sorted(data.cache_root.glob("*/report/report.json")):
         report = read_json(path)
         cache = path.parents[1] / str(report["cache"])
-        if report["root"] != str(data.root.resolve()) and (cache / "ids.json").exists():
-            found.append(Verified(report["name"], report["root"], cache))
-    return found
+        if (cache / "ids.json").exists():
+            found[report["name"]] = Verified(report["name"], report["root"], cache)
+    for other in beside:
+        found[other.spec.name] = Verified(other.spec.name, str(other.root.resolve()), other.cache.folder)
+    return [found[name] for name in sorted(found) if found[name].root != str(data.root.resolve())]
 
 
 def _pairs(data: ImageDataModule) -> list[Pair]:
     """Look-alikes within the data set, those across splits first."""
-    split = {s.id: name for name, samples in data.dealt.items() for s in samples}
-    ids = [s.id for s in data.samples]
-    pairs = sorted(data.cache.pairs.tolist(), key=lambda p: (split[ids[p[0]]] == split[ids[p[1]]], p[2]))
-    names = [f"{split[i]} {i}" for i in ids]
+    split = data.split_of
+    pairs = sorted(data.cache.pairs.tolist(), key=lambda p: (split[p[0]] == split[p[1]], p[2]))
+    names = [f"{name} {s.id}" for name, s in zip(split, data.samples, strict=True)]
     return [(data.cache, a, names[a], data.cache, b, names[b]) for a, b, _ in pairs]
 
 
@@ -181,13 +178,12 @@ def _shared(data: ImageDataModule, other: Verified) -> tuple[list[Pair], dict[st
 def _draw(data: ImageDataModule, folder: Path, report: dict[str, Any], pairs: Sequence[Pair]) -> None:
     """Draws samples with their masks, the class distribution, and look-alikes."""
     spec, cache = data.spec, data.cache
-    split = {s.id: name for name, samples in data.dealt.items() for s in samples}
     rows = np.unique(np.linspace(0, len(data.samples) - 1, min(SHOWN, len(data.samples))).round().astype(int))
     tiles = []
     for row in rows.tolist():
         shown = [name for k, name in enumerate(spec.classes) if data.presence[row, k]]
         label = "" if spec.target == "mask" else f" {', '.join(shown) or 'none'}"
-        tiles.append(_tile(cache, row, f"{split[data.samples[row].id]} {data.samples[row].id}{label}"))
+        tiles.append(_tile(cache, row, f"{data.split_of[row]} {data.samples[row].id}{label}"))
     title = f"{spec.name}: {len(rows)} of {len(data.samples)} images, evenly spaced by id"
     gallery(folder / "samples.png", tiles, spec.classes if spec.target == "mask" else [], title)
     panels = {"images of each class": {n: s["images_of_class"] for n, s in report["splits"].items()}}

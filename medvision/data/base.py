@@ -151,6 +151,12 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         return self.indexed if self.folds is None and "val" in self.indexed else self._deal(self.indexed)
 
     @cached_property
+    def split_of(self) -> list[str]:
+        """The split of each of `samples`."""
+        split = {sample.id: name for name, samples in self.dealt.items() for sample in samples}
+        return [split[sample.id] for sample in self.samples]
+
+    @cached_property
     def splits(self) -> dict[str, list[Sample]]:
         """The samples of each split, sorted by id.
 
@@ -172,8 +178,7 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         except BrokenFiles as error:
             found += [Problem("error", "broken files", (i,), text) for i, text in error.messages.items()]
             return found
-        split = {sample.id: name for name, samples in self.dealt.items() for sample in samples}
-        return found + check(self.spec, self.samples, self.cache, self.presence, [split[s.id] for s in self.samples])
+        return found + check(self.spec, self.samples, self.cache, self.presence, self.split_of)
 
     def _deal(self, found: Mapping[str, list[Sample]]) -> dict[str, list[Sample]]:
         """Deals what is no official test split in folds."""
@@ -253,10 +258,9 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         Raises:
             MedvisionError: If there is no such split.
         """
-        if split not in self.splits:
-            raise MedvisionError(f"{self.spec.name} has no split {split!r} here; it has {', '.join(self.splits)}")
-        wanted = {s.id for s in self.splits[split]}
-        return np.flatnonzero([s.id in wanted for s in self.samples])
+        if split not in self.dealt:
+            raise MedvisionError(f"{self.spec.name} has no split {split!r} here; it has {', '.join(self.dealt)}")
+        return np.flatnonzero(np.array(self.split_of) == split)
 
     @cached_property
     def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

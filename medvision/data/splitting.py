@@ -35,8 +35,12 @@ def assign_folds(
     names = ids if groups is None else groups
     units = len(set(names))
     if not 2 <= folds <= units:
-        what = "images" if groups is None else "groups of images (sequences, patients, "
-        "identical or similar images: data.alike_together=false lets the last ones part)"
+        what = "images"
+        if groups is not None:
+            what = (
+                "groups of images (sequences, patients, identical or similar images: data.alike_together=false lets "
+                "the last ones part)"
+            )
         raise MedvisionError(f"data.folds is {folds}; expected 2 or more and at most {units}, the number of {what}")
     order = np.argsort(np.asarray(ids), kind="stable")
     stratum = _numbers([(strata or [0] * len(ids))[i] for i in order])
