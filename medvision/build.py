@@ -21,7 +21,8 @@ from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.runs import RunFolder
-from medvision.tasks import SegmentationTask
+from medvision.spec import DataSpec
+from medvision.tasks import ClassificationTask, SegmentationTask
 
 Training = tuple[pl.Trainer, EpochLines]
 
@@ -40,7 +41,7 @@ class Run:
 
     config: DictConfig
     data: ImageDataModule
-    task: SegmentationTask
+    task: SegmentationTask | ClassificationTask
     folder: RunFolder | None = None
     best: dict[str, Any] = field(default_factory=dict)
 
@@ -57,9 +58,22 @@ class Run:
 
     @property
     def threshold(self) -> list[float]:
-        """The stored threshold of each class, chosen on validation."""
-        stored = self.metrics["threshold"]
+        """The stored threshold of each class, chosen on validation; none where the most probable is decided for."""
+        stored = self.metrics.get("threshold", [])
         return stored if isinstance(stored, list) else [stored]
+
+    def fixed(self, threshold: float) -> list[float]:
+        """The same threshold for each class.
+
+        Raises:
+            MedvisionError: If the task has none.
+        """
+        if isinstance(self.task, ClassificationTask) and self.task.exclusive:
+            raise MedvisionError(
+                f"threshold={threshold}: {self.data.spec.name} has exclusive classes, of which the most probable is "
+                "decided for; leave the threshold out"
+            )
+        return [float(threshold)] * len(self.data.spec.classes)
 
     @property
     def _folder(self) -> RunFolder:
@@ -109,7 +123,8 @@ class Run:
         spec, cfg = self.data.spec, self.config
         parameters = sum(p.numel() for p in self.task.model.parameters())
         sizes = ", ".join(f"{len(samples)} {name}" for name, samples in self.data.splits.items())
-        model = type(self.task.model).__name__ + (f" {cfg.model.encoder}" if "encoder" in cfg.model else "")
+        named = cfg.model.get("encoder") or cfg.model.get("name")
+        model = type(self.task.model).__name__ + (f" {named}" if named else "")
         return (
             f"{model} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
             f"{spec.image_size[0]}x{spec.image_size[1]}, batch {self.data.batch_size}, {cfg.trainer.precision}, "
@@ -155,8 +170,8 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     """
     if "task" not in cfg:
         raise MedvisionError(
-            f"data={cfg.data.spec.name} has labels and no masks; this version trains segmentation only. It can be "
-            f"looked at with python -m medvision.prepare data={cfg.data.spec.name}"
+            f"data={cfg.data.spec.name} chooses no task; expected /task@_global_: segmentation or classification "
+            "among the defaults of its yaml"
         )
     cfg = _resolved(cfg)
     if not pretrained and "encoder_weights" in cfg.model:
@@ -164,12 +179,20 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     data: ImageDataModule = _make(cfg.data, "data")
     if cfg.loss.get("positive_weights") == "auto":
         cfg.loss.positive_weights = data.positive_weights()
+    loss = _make(cfg.loss, "loss")
+    if getattr(loss, "target", data.spec.target) != data.spec.target:
+        fitting = "cross_entropy" if data.spec.target == "label" else "bce_dice"
+        raise MedvisionError(
+            f"{type(loss).__name__} is a loss of {loss.target}s, data={data.spec.name} has {data.spec.target}s; "
+            f"choose loss={fitting}"
+        )
+    loss(*_blank(data.spec))  # refuses weights that do not fit the classes
     pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
-    task: SegmentationTask = _make(
+    task: SegmentationTask | ClassificationTask = _make(
         cfg.task,
         "task",
         model=_make(cfg.model, "model"),
-        loss=_make(cfg.loss, "loss"),
+        loss=loss,
         optimizer=_make(cfg.optimizer, "optimizer"),
         scheduler=_make(cfg.scheduler, "scheduler") if cfg.scheduler else None,
         spec=data.spec,
@@ -178,7 +201,10 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     _checked(f"optimizer {dict(cfg.optimizer)} with scheduler {dict(cfg.scheduler or {})}", task.configure_optimizers)
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
-    return Run(cfg, data, task)
+    run = Run(cfg, data, task)
+    if cfg.threshold != "validation":
+        run.fixed(cfg.threshold)
+    return run
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
@@ -271,6 +297,12 @@ def _checked(label: str, make: Callable[[], Any]) -> Any:
         if isinstance(cause, MedvisionError):
             raise cause from error
         raise MedvisionError(f"{label} cannot be made ({type(cause).__name__}: {cause})") from error
+
+
+def _blank(spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and target of one image, all zero."""
+    logits = torch.zeros(1, len(spec.classes), *((8, 8) if spec.target == "mask" else ()))
+    return logits, torch.zeros(1, dtype=torch.int64) if spec.kind == "multiclass" else logits
 
 
 def _channels_last(cfg: DictConfig) -> bool:

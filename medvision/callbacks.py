@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
@@ -20,6 +21,7 @@ from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import replacing
 from medvision.logger import read_history
+from medvision.metrics import one_hot
 from medvision.models import EncoderModel
 
 log = logging.getLogger(__name__)
@@ -180,7 +182,9 @@ class EpochLines(pl.Callback):
         self.seconds.append(time.perf_counter() - self._started)
         metrics = trainer.callback_metrics
         monitor = str(trainer.lightning_module.monitor)
-        shown = dict.fromkeys(["train/loss", "val/loss", "val/dice_image", "val/jaccard_image", monitor])
+        shown = dict.fromkeys(
+            ["train/loss", "val/loss", "val/dice_image", "val/jaccard_image", *figures.LABELS, monitor]
+        )
         numbers = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
         log.info(
             "epoch %d/%s  %s  %.1f s",
@@ -206,7 +210,7 @@ class Pictures(pl.Callback):
 
     def __init__(self, images: int = 6, every_seconds: float = 60) -> None:
         self.images, self.every_seconds = images, every_seconds
-        self._rows: list[figures.Example] = []
+        self._rows: list[figures.Example | figures.Tile] = []
         self._drawn = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -223,15 +227,19 @@ class Pictures(pl.Callback):
         *_: Any,
     ) -> None:
         """Keeps the first images with their probabilities."""
+        data = _data(trainer)
         for i in range(min(len(batch["id"]), self.images - len(self._rows))):
-            self._rows.append(
-                figures.Example(
-                    batch["id"][i],
-                    figures.to_pixels(batch["image"][i].cpu().numpy(), *_data(trainer).normalisation),
-                    batch["target"][i].cpu().numpy() > 0,
-                    outputs[i].cpu().numpy() >= 0.5,
+            image = figures.to_pixels(batch["image"][i].cpu().numpy(), *data.normalisation)
+            probability, target = outputs[i].cpu().numpy(), batch["target"][i].cpu()
+            if data.spec.target == "mask":
+                self._rows.append(
+                    figures.Example(batch["id"][i], image, target.numpy() > 0, probability >= 0.5),
                 )
-            )
+            else:
+                truth = figures.named(data.spec.classes, one_hot(target[None], len(probability))[0])
+                said = data.spec.classes[int(probability.argmax())]
+                caption = f"{truth}: {said} {probability.max():.2f}"
+                self._rows.append(figures.Tile(caption, image, np.zeros((0, *image.shape[:2]), bool)))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws both if the last drawing is old enough."""
@@ -245,11 +253,16 @@ class Pictures(pl.Callback):
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self._rows:
-            title = f"validation at network size after epoch {trainer.current_epoch}, probability 0.5"
-            path = Path(trainer.default_root_dir) / "validation.png"
-            figures.sheet(path, self._rows, _data(trainer).spec.classes, title)
-            self._drawn = time.monotonic()
+        if not (trainer.is_global_zero and self._rows):
+            return
+        after = f"after epoch {trainer.current_epoch}"
+        path = Path(trainer.default_root_dir) / "validation.png"
+        if examples := [row for row in self._rows if isinstance(row, figures.Example)]:
+            title = f"validation at network size {after}, probability 0.5"
+            figures.sheet(path, examples, _data(trainer).spec.classes, title)
+        if tiles := [row for row in self._rows if isinstance(row, figures.Tile)]:
+            figures.gallery(path, tiles, [], f"validation {after}: truth, and the most probable class")
+        self._drawn = time.monotonic()
 
 
 def _data(trainer: pl.Trainer) -> ImageDataModule:

@@ -24,7 +24,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         raise MedvisionError(f"threshold={cfg.threshold}: expected 'stored' or a probability above 0 and below 1")
     from medvision.build import load_run
     from medvision.evaluation import evaluate
-    from medvision.report import draw, print_table, require_finished
+    from medvision.report import print_table, require_finished, stored
     from medvision.runs import RunFolder
 
     place = RunFolder(Path(cfg.run).expanduser().resolve())
@@ -35,23 +35,23 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     data = run.data.dataset(split)
     if run.metrics["fingerprint"] != run.data.cache.digest:
         log.warning("the data in %s is not what the run was trained on: other images, masks or splits", run.data.root)
-    threshold = run.threshold if cfg.threshold == "stored" else [float(cfg.threshold)] * len(run.data.spec.classes)
+    threshold = run.threshold if cfg.threshold == "stored" else run.fixed(cfg.threshold)
     output = writable_folder(place.path / "evaluations", "a run folder that can be written")
     name = f"{split}_{cfg.threshold}"
     log.info("measuring %d images of %s", len(data), split)
     found = evaluate(run.evaluating(), run.task, run.data, split, threshold)
     summary = found.summary(threshold)
     write_text(output / f"{name}.csv", found.table(threshold))
-    draw(output / f"{name}.png", run, found, threshold)
-    shown = threshold if len(threshold) > 1 else threshold[0]
-    write_json(output / f"{name}.json", {split: summary, "threshold": shown, "epoch": run.metrics["epoch"]})
+    found.draw(output / f"{name}.png", run.task, run.data, threshold)
+    facts = stored(threshold) | {"epoch": run.metrics["epoch"]}
+    write_json(output / f"{name}.json", {split: summary} | facts)
     columns = {split: summary}
     if cfg.threshold == "stored" and split in run.metrics:
         same = run.metrics[split] == summary
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
             columns["after training"] = run.metrics[split]
-    print_table(f"{split}, epoch {run.metrics['epoch']}, threshold {shown}", columns)
+    print_table(", ".join([split, *(f"{key} {value}" for key, value in facts.items())]), columns)
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")
 
 

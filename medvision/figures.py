@@ -16,6 +16,7 @@ Pixels = NDArray[np.uint8]
 
 TILE = 224  # height of a picture in a sheet, pixels
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
+LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
 CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
 
 
@@ -106,6 +107,11 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
         page.save(temporary, "PNG")
 
 
+def named(classes: Sequence[str], there: NDArray[np.bool_]) -> str:
+    """The names of the classes that are there, for a caption."""
+    return " + ".join(name for name, flag in zip(classes, there, strict=True) if flag) or "none"
+
+
 def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Draws bar charts: for each panel a group of bars for each split, one bar for each class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
@@ -163,7 +169,7 @@ def _paint(image: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int])
 
 
 def curves(path: Path, history: Sequence[Row]) -> None:
-    """Draws loss, overlap on the validation split and learning rate by epoch from the rows of `metrics.csv`."""
+    """Draws loss, metrics of the validation split and learning rate by epoch from the rows of `metrics.csv`."""
     from matplotlib.backends.backend_agg import (
         FigureCanvasAgg,
     )  # slow to import, and needs no display this way
@@ -171,7 +177,7 @@ def curves(path: Path, history: Sequence[Row]) -> None:
 
     panels = [
         ("loss", ["train/loss", "val/loss"]),
-        ("validation", ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]),
+        ("metrics", ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", *LABELS]),
         ("learning rate", ["lr"]),
     ]
     steps = max((row[1] for row in history), default=0) + 1

@@ -1,4 +1,4 @@
-"""Segmentation losses: a weighted sum of named terms, and deep supervision around any loss.
+"""Losses: for masks a weighted sum of named terms, and deep supervision around any; for labels cross-entropy.
 
 A term takes logits and a target of 0 and 1, both (N, K, H, W), and gives a loss for each image and class, (N, K).
 
@@ -192,6 +192,7 @@ class SegmentationLoss(nn.Module):
             `positive_weights` or `class_weights` would have no effect.
     """
 
+    target = "mask"
     positive_weights: Tensor | None
     class_weights: Tensor | None
 
@@ -219,11 +220,7 @@ class SegmentationLoss(nn.Module):
                 f"loss.positive_weights is {list(positive_weights)}; expected numbers above 0, and a loss with bce, "
                 f"focal or structure in it, this one has {sorted(self.terms)}"
             )
-        if class_weights is not None and (len(class_weights) < 2 or min(class_weights) < 0 or not any(class_weights)):
-            raise MedvisionError(
-                f"loss.class_weights is {list(class_weights)}; expected a number of 0 or more for each of two or more "
-                "classes, one of them above 0; what positives count in a class, loss.positive_weights says"
-            )
+        _check_class_weights(class_weights)
         positive = None if positive_weights is None else torch.tensor(positive_weights, dtype=torch.float32)
         classes = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         # one number for each class, over its whole plane; no part of a checkpoint, the config has them
@@ -237,11 +234,7 @@ class SegmentationLoss(nn.Module):
             MedvisionError: If there are not as many positive or class weights as classes.
         """
         for name in ("positive_weights", "class_weights"):
-            numbers = getattr(self, name)
-            if numbers is not None and len(numbers) != logits.shape[1]:
-                raise MedvisionError(
-                    f"loss.{name} has {len(numbers)} numbers, the model {logits.shape[1]} classes; give one for each"
-                )
+            _check_number(name, getattr(self, name), logits.shape[1])
         logits, target = logits.float(), target.float()
         losses = [weight * self._term(name, logits, target) for name, weight in self.terms.items()]
         planes = torch.stack(losses).sum(0)
@@ -254,6 +247,19 @@ class SegmentationLoss(nn.Module):
         return TERMS[name](logits, target, **options)
 
 
+def _check_class_weights(weights: Sequence[float] | None) -> None:
+    if weights is not None and (len(weights) < 2 or min(weights) < 0 or not any(weights)):
+        raise MedvisionError(
+            f"loss.class_weights is {list(weights)}; expected a number of 0 or more for each of two or more "
+            "classes, one of them above 0; what positives count in a class, loss.positive_weights says"
+        )
+
+
+def _check_number(name: str, weights: Tensor | None, classes: int) -> None:
+    if weights is not None and len(weights) != classes:
+        raise MedvisionError(f"loss.{name} has {len(weights)} numbers, the model {classes} classes; give one for each")
+
+
 def _check_option(name: str, option: str, value: Any) -> None:
     if option not in OPTIONS.get(name, {}):
         known = [f"{term}.{o}" for term, rules in OPTIONS.items() for o in rules]
@@ -261,6 +267,64 @@ def _check_option(name: str, option: str, value: Any) -> None:
     expected, holds = OPTIONS[name][option]
     if not holds(value):
         raise MedvisionError(f"loss.options.{name}.{option} is {value}; expected {expected}")
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy of labels with smoothing (Szegedy et al. 2016, arXiv:1512.00567), computed in float32.
+
+    Class numbers are compared by a softmax over the classes, targets of 0 and 1 by a sigmoid for each class. An image
+    that shows no class costs `-log(1 - p)` for each.
+
+    Args:
+        label_smoothing: What share of the truth is spread evenly: over all classes, or over there and not there.
+        positive_weights: With a sigmoid: what an image that shows class k counts against one that does not; None is 1.
+        class_weights: What each of two or more classes counts; None is all the same.
+
+    Raises:
+        MedvisionError: If a value is out of its range.
+    """
+
+    target = "label"
+    positive_weights: Tensor | None
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        positive_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise MedvisionError(f"loss.label_smoothing is {label_smoothing}; expected a share from 0 to below 1")
+        if positive_weights is not None and min(positive_weights, default=0) <= 0:
+            raise MedvisionError(f"loss.positive_weights is {list(positive_weights)}; expected numbers above 0")
+        _check_class_weights(class_weights)
+        self.label_smoothing = label_smoothing
+        positive = None if positive_weights is None else torch.tensor(positive_weights, dtype=torch.float32)
+        classes = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("positive_weights", positive, False)  # no part of a checkpoint, the config has them
+        self.register_buffer("class_weights", None if classes is None else classes / classes.mean(), False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (N, K) against class numbers (N,) or 0 and 1 (N, K); a scalar.
+
+        Raises:
+            MedvisionError: If there are not as many weights as classes, or positive weights for class numbers.
+        """
+        for name in ("positive_weights", "class_weights"):
+            _check_number(name, getattr(self, name), logits.shape[1])
+        logits = logits.float()
+        if target.ndim == 1:
+            if self.positive_weights is not None:
+                raise MedvisionError(
+                    "loss.positive_weights weigh a class against its absence, but here each image has exactly one "
+                    "class; give loss.class_weights, or data.balanced=true"
+                )
+            return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
+        smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.positive_weights, reduction="none")
+        return (losses if self.class_weights is None else losses * self.class_weights).mean()
 
 
 class DeepSupervision(nn.Module):

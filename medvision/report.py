@@ -12,9 +12,10 @@ from rich.table import Table
 from medvision import figures
 from medvision.build import Run, load_run
 from medvision.errors import MedvisionError
-from medvision.evaluation import Evaluation, evaluate, examples
+from medvision.evaluation import evaluate
 from medvision.files import write_json, write_text
 from medvision.logger import read_history
+from medvision.metrics import NAMES
 from medvision.runs import RunFolder
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,9 @@ SHOWN = (
     "sensitivity_image",
     "specificity_image",
     "precision_image",
+    *NAMES,
 )
+PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/")
 
 
 def finish(place: RunFolder) -> None:
@@ -38,22 +41,21 @@ def finish(place: RunFolder) -> None:
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
     val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
-    pooled = run.task.monitor.split("/")[1] in ("dice", "jaccard")  # what chose the epoch chooses the threshold
-    threshold = val.choose(pooled) if wanted == "validation" else [float(wanted)] * len(val.classes)
+    threshold = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
     results: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
             found = val if split == "val" else evaluate(trainer, run.task, run.data, split, threshold)
             results[split] = found.summary(threshold)
             write_text(place.results(split), found.table(threshold))
-            draw(place.picture(split), run, found, threshold)
+            found.draw(place.picture(split), run.task, run.data, threshold)
     figures.curves(place.path / "curves.png", read_history(place.history))
     best = run.best
     write_json(
         place.metrics,
         results
+        | stored(threshold)
         | {
-            "threshold": threshold[0] if len(threshold) == 1 else threshold,
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
             "fingerprint": run.data.cache.digest,
@@ -61,10 +63,9 @@ def finish(place: RunFolder) -> None:
     )
 
 
-def draw(path: Path, run: Run, found: Evaluation, threshold: list[float]) -> None:
-    """Draws images of a split from the worst to the best."""
-    title = f"{found.split}: from the worst to the best of {len(found.images)} images, threshold {_text(threshold)}"
-    figures.sheet(path, examples(run.task, run.data, found, threshold), run.data.spec.classes, title)
+def stored(threshold: list[float]) -> dict[str, Any]:
+    """The entry of results that a threshold for each class has: one number or a list; none where there is none."""
+    return {"threshold": threshold[0] if len(threshold) == 1 else threshold} if threshold else {}
 
 
 def show(place: RunFolder, run: Run) -> None:
@@ -73,13 +74,15 @@ def show(place: RunFolder, run: Run) -> None:
     splits: dict[str, dict[str, float]] = {name: metrics[name] for name in ("val", "test") if name in metrics}
     if "test" not in splits:
         log.warning(
-            "%s has no test split here: the numbers are of the validation split, which also chose the epoch and the "
-            "threshold, so they flatter",
+            "%s has no test split here: the numbers are of the validation split, which also chose the epoch%s, so they "
+            "flatter",
             run.data.spec.name,
+            " and the threshold" if run.threshold else "",
         )
-    title = f"epoch {metrics['epoch']}, threshold {_text(run.threshold)} chosen on validation"
-    if run.config.threshold != "validation":
-        title = title.removesuffix(" chosen on validation")
+    title = f"epoch {metrics['epoch']}"
+    if run.threshold:
+        title += ", threshold " + ", ".join(f"{value:g}" for value in run.threshold)
+        title += " chosen on validation" if run.config.threshold == "validation" else ""
     print_table(title, splits)
     print(f"pictures: {place.picture(run.data.reported_split)}\nresults:  {place.metrics}")
     if hint := precision_hint(str(run.config.trainer.precision)):
@@ -93,8 +96,9 @@ def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
-    per_class = sorted({k for c in columns.values() for k in c if k.startswith(("dice", "jaccard")) and "/" in k})
-    for metric in (*SHOWN, *per_class):
+    known = [key for column in columns.values() for key in column]
+    per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
+    for metric in (*(name for name in SHOWN if name in known), *per_class):
         table.add_row(metric, *(f"{c[metric]:.4f}" if metric in c else "-" for c in columns.values()))
     print(title)
     Console(width=None if terminal else 120).print(table)
@@ -113,10 +117,6 @@ def precision_hint(precision: str) -> str | None:
         return None
     device = "GPU" if gpu else "CPU"
     return f"this {device} computes in bfloat16: trainer.precision=bf16-mixed can halve the time of a step"
-
-
-def _text(threshold: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in threshold)
 
 
 def require_finished(place: RunFolder) -> None:

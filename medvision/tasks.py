@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
-from medvision.metrics import GRID, Overlap, histogram, summarise
+from medvision.metrics import GRID, Overlap, Ranking, histogram
 from medvision.optim import OneCycle, needs_metric
 from medvision.spec import DataSpec
 
@@ -35,22 +35,34 @@ class ImageCounts:
     counts: NDArray[np.int64]
 
 
-class SegmentationTask(pl.LightningModule):
-    """Trains and measures a model whose logits (N, K, H, W) have one sigmoid per class.
+@dataclass(frozen=True)
+class ImageScores:
+    """What a model says of one image.
 
-    While it trains, the validation split is measured at network size and a probability of one half; `test_step`
-    measures at the original size of each mask and counts at every threshold.
+    Attributes:
+        id: The image.
+        probability: (K,), of each class.
+        target: The class number, or (K,) of 0 and 1.
+    """
+
+    id: str
+    probability: Tensor
+    target: Tensor
+
+
+class Task(pl.LightningModule):
+    """What training any model has in common: its loss, optimizer and schedule, the metrics of an epoch.
 
     Args:
         model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
-        loss: `loss(logits, target) -> scalar`.
+        loss: `loss(outputs, target) -> scalar`.
         optimizer: Makes the optimizer of the parameters that are to be trained.
         scheduler: Makes the learning-rate schedule of an optimizer, stepped each epoch, a `OneCycle` each batch; None
             keeps it constant.
         spec: The facts of the data set.
+        measures: For a split, `train` or `val`, what measures its probabilities while training.
         monitor: The logged metric that chooses the epoch.
         mode: Whether more of it is better (`max`) or less (`min`).
-        supervision_weights: Weights of deep supervision, the main output first; None is the mean.
         seed: Decides dropout and all else that a training step draws.
         channels_last: Keep tensors in the memory order that 16-bit convolutions are fast in.
 
@@ -65,37 +77,37 @@ class SegmentationTask(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None,
         spec: DataSpec,
-        monitor: str = "val/jaccard_image",
-        mode: Literal["max", "min"] = "max",
-        supervision_weights: Sequence[float] | None = None,
-        seed: int = 0,
-        channels_last: bool = False,
+        measures: dict[str, Overlap | Ranking],
+        monitor: str,
+        mode: Literal["max", "min"],
+        seed: int,
+        channels_last: bool,
     ) -> None:
         super().__init__()
-        self.metrics = [f"val/{name}" for name in summarise(np.zeros((1, len(spec.classes), 4)), spec.classes)]
-        if monitor not in ["val/loss", *self.metrics] or mode not in ("max", "min"):
+        self.measures = nn.ModuleDict({f"of_{split}": measure for split, measure in measures.items()})
+        known = ["val/loss", *self._names("val")]
+        if monitor not in known or mode not in ("max", "min"):
             raise MedvisionError(
-                f"task.monitor={monitor} task.mode={mode}: expected mode max or min and one of val/loss, "
-                + ", ".join(self.metrics)
+                f"task.monitor={monitor} task.mode={mode}: expected mode max or min and one of {', '.join(known)}"
             )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
-        self.loss = DeepSupervision(loss, supervision_weights)
+        self.loss = loss
         self.optimizer, self.scheduler, self.spec, self.seed = optimizer, scheduler, spec, seed
         self.monitor, self.mode = monitor, mode
-        self.overlap = Overlap(spec.classes)
         self.losses: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": []}
-        self.thresholds: NDArray[np.float32] = GRID
-        self.counted: list[ImageCounts] = []
 
     def forward(self, image: Tensor) -> Any:
         """Logits of normalised images (N, C, H, W)."""
         return self.model(image.contiguous(memory_format=self.memory_format))
 
+    def activate(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits (N, K, ...), float32: a sigmoid for each class."""
+        return logits.float().sigmoid()
+
     def probability(self, image: Tensor) -> Tensor:
-        """Probabilities (N, K, H, W), float32, of normalised images (N, C, H, W)."""
-        result: Tensor = self(image).float().sigmoid()
-        return result
+        """Probabilities (N, K, ...), float32, of normalised images (N, C, H, W)."""
+        return self.activate(self(image))
 
     def on_train_epoch_start(self) -> None:
         """Logs the learning rate, which schedules change between epochs."""
@@ -108,44 +120,27 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss: Tensor = self._step(batch, "train")[1]
+        outputs, loss = self._step(batch, "train")
+        if "of_train" in self.measures:
+            self._measure("train").update(self.activate(outputs.detach()), batch["target"])
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
         if every and (self.global_step + 1) % every == 0:  # `log` takes a millisecond, on other steps for nothing
             self.log("train/loss_step", loss, batch_size=len(batch["image"]))
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Logs `train/loss`, the mean over the images of the epoch."""
-        self.log("train/loss", self._mean_loss("train"), sync_dist=True)
+        """Logs `train/loss`, the mean over the images of the epoch, and what is measured of it."""
+        self._log_epoch("train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Counts one batch; returns its probabilities, for callbacks that draw."""
-        probability: Tensor = self._step(batch, "val")[0].float().sigmoid()
-        self.overlap.update(probability, batch["target"])
+        """Measures one batch; returns its probabilities, for callbacks that draw."""
+        probability = self.activate(self._step(batch, "val")[0])
+        self._measure("val").update(probability, batch["target"])
         return probability
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of the validation split as `val/<metric>`."""
-        self.log("val/loss", self._mean_loss("val"), sync_dist=True)
-        values = {f"val/{name}": value for name, value in self.overlap.compute().items()}
-        # one without a value this time is NaN: Lightning would repeat a number that is not logged again
-        self.log_dict(dict.fromkeys(self.metrics, float("nan")) | values)
-        self.overlap.reset()
-
-    def on_test_start(self) -> None:
-        """Forgets an earlier evaluation."""
-        self.counted = []
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Counts each image of a batch at the size of its `mask`, into `counted`."""
-        for probability, mask, name in zip(self.probability(batch["image"]), batch["mask"], batch["id"], strict=True):
-            if not bool(torch.isfinite(probability).all()):
-                raise MedvisionError(
-                    f"the model answers NaN for {name}; expected probabilities: these weights are broken"
-                )
-            full = resize_probability(probability, mask.shape[-2:])
-            counts = histogram(full, mask.to(full.device), self.thresholds)
-            self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts))
+        """Logs loss and metrics of the validation split as `val/<metric>`."""
+        self._log_epoch("val")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and, if there is one, the schedule."""
@@ -167,12 +162,124 @@ class SegmentationTask(pl.LightningModule):
         self.losses[split].append((loss.detach(), len(batch["image"])))
         return outputs, loss
 
-    def _mean_loss(self, split: str) -> Tensor:
+    def _log_epoch(self, split: str) -> None:
         losses, images = zip(*self.losses[split], strict=True)
         self.losses[split] = []
         values = torch.stack(losses).float()
-        mean: Tensor = values @ values.new_tensor(images) / sum(images)
-        return mean
+        self.log(f"{split}/loss", values @ values.new_tensor(images) / sum(images), sync_dist=True)
+        if f"of_{split}" in self.measures:
+            measure = self._measure(split)
+            found = {f"{split}/{name}": value for name, value in measure.compute().items()}
+            # one without a value this time is NaN: Lightning would repeat a number that is not logged again
+            self.log_dict(dict.fromkeys(self._names(split), float("nan")) | found)
+            measure.reset()
+
+    def _measure(self, split: str) -> Overlap | Ranking:
+        return cast(Overlap | Ranking, self.measures[f"of_{split}"])
+
+    def _names(self, split: str) -> list[str]:
+        return [f"{split}/{name}" for name in self._measure(split).names]
+
+
+class SegmentationTask(Task):
+    """Trains and measures a model whose logits (N, K, H, W) have one sigmoid per class.
+
+    While it trains, the validation split is measured at network size and a probability of one half; `test_step`
+    measures at the original size of each mask and counts at every threshold.
+
+    Args:
+        model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
+        loss: `loss(logits, target) -> scalar`, of one output.
+        optimizer: See `Task`; so are `scheduler`, `spec`, `monitor`, `mode`, `seed`, `channels_last`.
+        supervision_weights: Weights of deep supervision, the main output first; None is the mean.
+
+    Raises:
+        MedvisionError: If `monitor` is not logged or `mode` is neither.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None,
+        spec: DataSpec,
+        monitor: str = "val/jaccard_image",
+        mode: Literal["max", "min"] = "max",
+        supervision_weights: Sequence[float] | None = None,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        measures: dict[str, Overlap | Ranking] = {"val": Overlap(spec.classes)}
+        loss = DeepSupervision(loss, supervision_weights)
+        super().__init__(model, loss, optimizer, scheduler, spec, measures, monitor, mode, seed, channels_last)
+        self.thresholds: NDArray[np.float32] = GRID
+        self.counted: list[ImageCounts] = []
+
+    def on_test_start(self) -> None:
+        """Forgets an earlier evaluation."""
+        self.counted = []
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Counts each image of a batch at the size of its `mask`, into `counted`."""
+        for probability, mask, name in zip(self.probability(batch["image"]), batch["mask"], batch["id"], strict=True):
+            _require_numbers(probability, name)
+            full = resize_probability(probability, mask.shape[-2:])
+            counts = histogram(full, mask.to(full.device), self.thresholds)
+            self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts))
+
+
+class ClassificationTask(Task):
+    """Trains and measures a model whose logits (N, K) are those of an image's labels.
+
+    Exactly one class (`multiclass`) has a softmax over the logits, else each class a sigmoid. While it trains, the
+    most probable class is decided for, or those with one half or more; `test_step` keeps each image's probabilities.
+
+    Args:
+        model: `forward(image) -> logits`.
+        loss: `loss(logits, target) -> scalar`.
+        optimizer: See `Task`; so are `scheduler`, `spec`, `monitor`, `mode`, `seed`, `channels_last`.
+
+    Raises:
+        MedvisionError: If `monitor` is not logged or `mode` is neither.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None,
+        spec: DataSpec,
+        monitor: str = "val/accuracy",
+        mode: Literal["max", "min"] = "max",
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        self.exclusive = spec.kind == "multiclass"
+        measures: dict[str, Overlap | Ranking] = {s: Ranking(spec.classes, self.exclusive) for s in ("train", "val")}
+        super().__init__(model, loss, optimizer, scheduler, spec, measures, monitor, mode, seed, channels_last)
+        self.scored: list[ImageScores] = []
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits (N, K), float32."""
+        return logits.float().softmax(1) if self.exclusive else super().activate(logits)
+
+    def on_test_start(self) -> None:
+        """Forgets an earlier evaluation."""
+        self.scored = []
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Keeps the probabilities of each image, in `scored`."""
+        probability = self.probability(batch["image"]).cpu()
+        for name, values, target in zip(batch["id"], probability, batch["target"].cpu(), strict=True):
+            _require_numbers(values, name)
+            self.scored.append(ImageScores(name, values, target))
+
+
+def _require_numbers(probability: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(probability).all()):
+        raise MedvisionError(f"the model answers NaN for {name}; expected probabilities: these weights are broken")
 
 
 def resize_probability(probability: Tensor, size: Sequence[int]) -> Tensor:

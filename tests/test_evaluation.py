@@ -9,14 +9,15 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
-from medvision.data import ISIC2017
+from medvision.data import ISIC2016, ISIC2017, Hymenoptera, ISIC2017Diagnosis
 from medvision.errors import MedvisionError
-from medvision.evaluation import Evaluation, evaluate, examples
-from medvision.losses import SegmentationLoss
-from medvision.metrics import COUNTS, GRID, scores, summarise
-from medvision.tasks import ImageCounts, SegmentationTask
+from medvision.evaluation import LabelEvaluation, MaskEvaluation, evaluate
+from medvision.losses import CrossEntropy, SegmentationLoss
+from medvision.metrics import COUNTS, GRID, decide, scores, summarise, summarise_labels
+from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask
 
 SIZE = (12, 20)  # height and width at which the network sees an image
 CLASSES = ("round", "square")
@@ -39,7 +40,7 @@ def made(seed=0, images=5, thresholds=GRID):
         arrays.append((probability, truth))
         rows = [[naive_counts(probability[k], truth[k], t) for k in range(2)] for t in thresholds]
         counted.append(ImageCounts(f"image{n}", size, np.array(rows)))
-    return arrays, Evaluation("val", CLASSES, tuple(counted), thresholds)
+    return arrays, MaskEvaluation("val", CLASSES, tuple(counted), thresholds)
 
 
 @pytest.mark.parametrize("threshold", [[0.5, 0.5], [0.01, 0.99], [0.29, 0.58]])
@@ -68,7 +69,7 @@ def test_threshold_that_was_not_counted_is_refused(threshold):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_chosen_threshold_of_each_class_is_the_best(seed):
     _, evaluation = made(seed)
-    chosen = evaluation.choose()
+    chosen = evaluation.choose("val/jaccard_image")
     for k in range(2):
         means = [scores(evaluation.counts([t, t]))["jaccard"][:, k].mean() for t in GRID.tolist()]
         assert means[round(100 * chosen[k]) - 1] == pytest.approx(max(means), abs=1e-12)
@@ -78,7 +79,7 @@ def test_the_chosen_threshold_of_each_class_is_the_best(seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_threshold_chosen_by_pooled_pixels_is_the_best(seed):
     _, evaluation = made(seed)
-    chosen = evaluation.choose(pooled=True)
+    chosen = evaluation.choose("val/jaccard")
     for k in range(2):
         tp, fp, fn, _ = np.stack([evaluation.counts([t, t])[:, k].sum(0) for t in GRID.tolist()]).T
         pooled = np.where(tp + fp + fn, tp / np.maximum(tp + fp + fn, 1), 1)
@@ -91,8 +92,8 @@ def test_choice_looks_at_the_grid_alone():
     counts = np.tile([1, 1, 0, 2], (len(thresholds), 1, 1))
     counts[thresholds == also] = [2, 0, 0, 2]  # better than any of the grid
     counts[thresholds == GRID[69], 0, 1] = 0
-    evaluation = Evaluation("val", ("lesion",), (ImageCounts("a", (2, 2), counts),), thresholds)
-    assert evaluation.choose() == [0.7]
+    evaluation = MaskEvaluation("val", ("lesion",), (ImageCounts("a", (2, 2), counts),), thresholds)
+    assert evaluation.choose("val/jaccard_image") == [0.7]
     assert evaluation.summary([0.505])["jaccard"] == 1.0
 
 
@@ -114,7 +115,7 @@ def test_every_summary_can_be_recomputed_from_the_table():
 
 def test_value_that_is_not_there_is_an_empty_cell():
     counts = np.tile([0, 3, 0, 1], (99, 1, 1))
-    table = Evaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts),), GRID).table([0.5])
+    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts),), GRID).table([0.5])
     (row,) = csv.DictReader(io.StringIO(table))
     assert (row["class"], row["sensitivity"], row["precision"]) == ("a, b", "", "0.0")
 
@@ -211,7 +212,7 @@ def test_examples_go_from_the_worst_to_the_best(data, task, trainer, number, ran
         (float(row["jaccard"]), row["id"]) for row in csv.DictReader(io.StringIO(evaluation.table(threshold)))
     )
     assert jaccard[0][0] < jaccard[-1][0]
-    shown = examples(task, data, evaluation, threshold, number)
+    shown = evaluation.examples(task, data, threshold, number)
     expected = [f"{jaccard[r - 1][1]}   jaccard {jaccard[r - 1][0]:.3f}   (rank {r} of 5)" for r in ranks]
     assert [example.caption for example in shown] == expected
     sizes = {image.id: image.size for image in evaluation.images}
@@ -220,3 +221,90 @@ def test_examples_go_from_the_worst_to_the_best(data, task, trainer, number, ran
         assert example.image.dtype == np.uint8 and example.image.shape == (*sizes[name], 3)
         both = (example.truth & example.prediction).sum() / (example.truth | example.prediction).sum()
         assert both == pytest.approx(value)
+
+
+def labels(exclusive=False):
+    probability = np.array([[0.9, 0.2], [0.4, 0.6], [0.3, 0.1], [0.2, 0.7]], np.float32)
+    truth = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], bool)
+    return LabelEvaluation("val", ("a", "b"), exclusive, ("w", "x", "y", "z"), probability, truth)
+
+
+def test_thresholds_of_labels_are_chosen_by_sensitivity_plus_specificity():
+    # a: 0.9 and 0.3 against 0.4 and 0.2: either cut misses one, 0.65 is nearer to one half; b: between 0.2 and 0.6
+    assert labels().choose("val/accuracy") == pytest.approx([0.65, 0.4])
+    assert labels(exclusive=True).choose("val/accuracy") == []
+
+
+def test_a_class_that_no_image_shows_keeps_one_half_and_says_so(caplog):
+    evaluation = LabelEvaluation("val", ("a",), False, ("x",), np.array([[0.3]], np.float32), np.array([[False]]))
+    assert evaluation.choose("val/accuracy") == [0.5]
+    assert "a is shown by all images of val or by none: no threshold can be chosen there, it is 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_the_summary_of_labels_can_be_recomputed_from_the_table(exclusive):
+    evaluation = labels(exclusive)
+    threshold = evaluation.choose("val/accuracy")
+    rows = list(csv.DictReader(io.StringIO(evaluation.table(threshold))))
+    assert [(row["id"], row["class"]) for row in rows] == [(i, c) for i in "wxyz" for c in "ab"]
+    probability = np.array([float(row["probability"]) for row in rows]).reshape(4, 2)
+    truth = np.array([row["truth"] == "1" for row in rows]).reshape(4, 2)
+    assert summarise_labels(probability, truth, ("a", "b"), threshold) == pytest.approx(evaluation.summary(threshold))
+    decided = np.array([row["decision"] == "1" for row in rows]).reshape(4, 2)
+    np.testing.assert_array_equal(decided, decide(probability, threshold))
+    assert {row["threshold"] for row in rows} == ({""} if exclusive else {str(t) for t in threshold})
+
+
+class Redness(nn.Module):
+    """Logits from the mean of each channel."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.head = nn.Linear(3, outputs, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(outputs, 3))
+
+    def forward(self, image):
+        return self.head(image.mean((2, 3)))
+
+
+SETS = {
+    "binary": (ISIC2016, ["malignant"]),
+    "multilabel": (ISIC2017Diagnosis, ["melanoma", "seborrheic_keratosis"]),
+    "multiclass": (Hymenoptera, ["ants", "bees"]),
+}
+
+
+@pytest.mark.parametrize(("kind", "fake"), [(k, f"fake_{c.__name__.lower()}") for k, (c, _) in SETS.items()])
+def test_labels_of_a_split_are_measured(kind, fake, spec, trainer, tmp_path, request):
+    cls, classes = SETS[kind]
+    facts = spec(kind, target="label", classes=classes)
+    root = request.getfixturevalue(fake.replace("2017diagnosis", "2017_diagnosis"))(tmp_path / "x")
+    data = cls(facts, root, tmp_path / "cache", batch_size=4)
+    model = Redness(len(facts.classes))
+    task = ClassificationTask(model, CrossEntropy(), partial(torch.optim.SGD, lr=0.1), None, facts)
+    found = evaluate(trainer, task, data, "val")
+    assert isinstance(found, LabelEvaluation) and found.exclusive == (kind == "multiclass")
+    samples = sorted(data.splits["val"], key=lambda s: s.id)
+    assert found.ids == tuple(s.id for s in samples)
+    positions = {name: n for n, name in enumerate(data.dataset("val").ids)}
+    for n, sample in enumerate(samples):
+        item = data.dataset("val")[positions[sample.id]]
+        logits = item["image"].mean((1, 2))[: len(facts.classes)].numpy()
+        odds = np.exp(logits)
+        np.testing.assert_allclose(
+            found.probability[n], odds / odds.sum() if kind == "multiclass" else odds / (1 + odds), rtol=1e-5
+        )
+        assert [k in sample.labels for k in range(len(facts.classes))] == found.truth[n].tolist()
+    found.draw(tmp_path / "sheet.png", task, data, found.choose("val/accuracy"))
+    assert min(Image.open(tmp_path / "sheet.png").size) > 200
+
+
+def test_broken_weights_are_named(spec, trainer, tmp_path, fake_isic2016):
+    facts = spec("binary", target="label", classes=["malignant"])
+    data = ISIC2016(facts, fake_isic2016(tmp_path / "x"), tmp_path / "cache", batch_size=4)
+    model = Redness(1)
+    nn.init.constant_(model.head.weight, float("nan"))
+    task = ClassificationTask(model, CrossEntropy(), partial(torch.optim.SGD, lr=0.1), None, facts)
+    with pytest.raises(MedvisionError, match=r"the model answers NaN for ISIC_.*these weights are broken"):
+        evaluate(trainer, task, data, "val")

@@ -14,7 +14,17 @@ from torch import nn
 from medvision import cli
 from medvision.build import build
 from medvision.errors import MedvisionError
-from medvision.losses import OPTIONS, TERMS, DeepSupervision, SegmentationLoss, focal, focal_tversky, structure, tversky
+from medvision.losses import (
+    OPTIONS,
+    TERMS,
+    CrossEntropy,
+    DeepSupervision,
+    SegmentationLoss,
+    focal,
+    focal_tversky,
+    structure,
+    tversky,
+)
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "loss"
 REFERENCE = Path(os.environ.get("MEDVISION_REFERENCE", Path(__file__).resolve().parents[2] / "shared" / "reference"))
@@ -536,3 +546,73 @@ def test_deep_supervision_trains_every_output():
     outputs = [torch.zeros(1, 1, 4, 4, requires_grad=True) for _ in range(3)]
     DeepSupervision(SegmentationLoss({"bce": 1}), [1, 0.5, 0.25])(outputs, torch.ones(1, 1, 4, 4)).backward()
     assert [o.grad.sum().item() for o in outputs] == pytest.approx([-0.5, -0.25, -0.125])
+
+
+def naive_cross_entropy(logits, target, smoothing, classes):
+    """Mean over the images of minus the smoothed truth times the logarithm of the softmax, weighed."""
+    total = weights = 0.0
+    for row, label in zip(logits, target, strict=True):
+        logarithm = row - np.log(np.exp(row).sum())
+        truth = (1 - smoothing) * np.eye(len(row))[label] + smoothing / len(row)
+        total -= (classes * truth * logarithm).sum()
+        weights += classes[label]
+    return total / weights
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
+def test_cross_entropy_of_class_numbers(smoothing, weights):
+    generator = np.random.default_rng(0)
+    logits, target = generator.normal(size=(7, 3)), generator.integers(0, 3, 7)
+    found = CrossEntropy(smoothing, class_weights=weights)(torch.tensor(logits), torch.tensor(target))
+    classes = np.ones(3) if weights is None else np.array(weights) / np.mean(weights)
+    assert float(found) == pytest.approx(naive_cross_entropy(logits, target, smoothing, classes), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("positive", [None, [3.0, 0.5]])
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0]])
+def test_cross_entropy_of_labels_that_may_be_many_or_none(smoothing, positive, weights):
+    generator = np.random.default_rng(1)
+    logits, target = generator.normal(size=(6, 2)), (generator.random((6, 2)) < 0.5).astype(float)
+    loss = CrossEntropy(smoothing, positive, weights)(torch.tensor(logits), torch.tensor(target))
+    smooth = target * (1 - smoothing) + smoothing / 2
+    p, w = sigmoid(logits), np.ones(2) if positive is None else np.array(positive)
+    losses = -(w * smooth * np.log(p) + (1 - smooth) * np.log(1 - p))
+    losses *= 1 if weights is None else np.array(weights) / np.mean(weights)
+    assert float(loss) == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_cross_entropy_on_images_without_a_class_sees_each_false_positive():
+    logits = torch.tensor([[-8.0, 5.0]], requires_grad=True)
+    CrossEntropy()(logits, torch.zeros(1, 2)).backward()
+    assert logits.grad[0, 1] > 0.4 > 0.01 > logits.grad[0, 0] > 0
+
+
+@pytest.mark.parametrize("target", [torch.tensor([0, 2]), torch.tensor([[0.0, 1, 1], [0, 0, 0]]).double()])
+def test_gradients_of_cross_entropy(target):
+    logits = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = CrossEntropy(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # gradcheck needs float64
+        assert torch.autograd.gradcheck(lambda x: loss(x, target), logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"label_smoothing": 1}, "loss.label_smoothing is 1; expected a share from 0 to below 1"),
+        ({"positive_weights": [1, 0]}, r"loss.positive_weights is \[1, 0\]; expected numbers above 0"),
+        ({"class_weights": [1]}, r"loss.class_weights is \[1\]; expected a number of 0 or more for each of two"),
+    ],
+)
+def test_cross_entropy_refuses(options, said):
+    with pytest.raises(MedvisionError, match=said):
+        CrossEntropy(**options)
+
+
+def test_cross_entropy_names_weights_that_do_not_fit():
+    with pytest.raises(MedvisionError, match=r"loss.class_weights has 2 numbers, the model 3 classes"):
+        CrossEntropy(class_weights=[1, 2])(torch.zeros(1, 3), torch.tensor([0]))
+    with pytest.raises(MedvisionError, match=r"exactly one class; give loss.class_weights, or data.balanced=true"):
+        CrossEntropy(positive_weights=[1, 2])(torch.zeros(1, 2), torch.tensor([0]))

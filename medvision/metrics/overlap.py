@@ -114,6 +114,11 @@ class Overlap(Metric):
         self.classes, self.threshold = classes, threshold
         self.add_state("counts", default=[], dist_reduce_fx="cat")
 
+    @property
+    def names(self) -> list[str]:
+        """What `compute` may answer."""
+        return [*summarise(np.zeros((1, len(self.classes), len(COUNTS))), self.classes)]
+
     def update(self, probability: Tensor, target: Tensor) -> None:
         """Adds a batch: probabilities and target (N, K, H, W)."""
         self.counts.append(count(probability >= self.threshold, target))
