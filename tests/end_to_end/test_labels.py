@@ -1,0 +1,67 @@
+"""Data sets of labels, from drawn images to an evaluated run."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvision.metrics import NAMES, summarise_labels
+
+SMALL = ["model=resnet18", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=2"]
+SETS = {
+    "phantom_melanoma": ["data.images={train:40,test:8}"],
+    "phantom_insects": ["data.images={train:16,val:8}"],
+}
+
+
+@pytest.fixture(scope="module", params=SETS)
+def run(request, cli, tmp_path_factory):
+    """A finished run on labels: the data set, its folder and what was printed."""
+    folder = tmp_path_factory.mktemp("labels") / request.param
+    done = cli("train", f"data={request.param}", *SETS[request.param], *SMALL, f"hydra.run.dir={folder}")
+    return request.param, folder, done.stdout
+
+
+def test_a_run_on_labels(run, cli):
+    data, folder, printed = run
+    metrics = json.loads((folder / "metrics.json").read_text())
+    exclusive = data == "phantom_insects"
+    assert ("threshold" in metrics) != exclusive
+    assert metrics["monitor"]["name"] == ("val/accuracy" if exclusive else "val/average_precision")
+    classes = ["ants", "bees"] if exclusive else ["malignant"]
+    for split in ("val", "test") if "test" in metrics else ("val",):
+        assert {name.split("/")[0] for name in metrics[split]} == set(NAMES)
+        rows = list(csv.DictReader((folder / f"results_{split}.csv").open()))
+        shape = (-1, len(classes))
+        probability = np.array([float(row["probability"]) for row in rows], np.float32).reshape(shape)
+        truth = np.array([row["truth"] == "1" for row in rows]).reshape(shape)
+        threshold = [] if exclusive else [metrics["threshold"]]
+        assert summarise_labels(probability, truth, classes, threshold) == metrics[split]
+        assert min(Image.open(folder / f"predictions_{split}.png").size) > 200
+    assert min(Image.open(folder / "validation.png").size) > 200
+    history = {row["metric"] for row in csv.DictReader((folder / "metrics.csv").open())}
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc", "lr"} <= history
+    assert "average_precision" in printed and "dice" not in printed
+    again = cli("evaluate", f"run={folder}", "split=val").stdout
+    assert f"equal to the numbers in {folder / 'metrics.json'}" in again
+
+
+def test_a_threshold_for_exclusive_classes_is_refused(run, cli):
+    data, folder, _ = run
+    if data == "phantom_melanoma":
+        found = cli("evaluate", f"run={folder}", "threshold=0.5")
+        assert "threshold 0.5" in found.stdout
+    else:
+        found = cli("evaluate", f"run={folder}", "threshold=0.5", code=1)
+        assert "phantom_insects has exclusive classes" in found.stderr
+
+
+def test_an_encoder_goes_from_labels_to_masks(run, cli, tmp_path):
+    _, folder, _ = run
+    small = ["data.images={train:8,val:2,test:2}", "data.image_size=32", "trainer.max_epochs=1"]
+    weights = f"model.encoder_weights={folder}"
+    done = cli("train", "data=phantom", "model=unet", "model.encoder=resnet18", weights, *small,
+               f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert "loaded 120 of 120" in done.stdout
