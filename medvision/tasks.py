@@ -18,6 +18,7 @@ from medvision.losses import DeepSupervision
 from medvision.metrics import GRID, Overlap, Ranking, histogram
 from medvision.optim import OneCycle, needs_metric
 from medvision.spec import DataSpec
+from medvision.tta import TestTimeAugmentation
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Task(pl.LightningModule):
         self.loss = loss
         self.optimizer, self.scheduler, self.spec, self.seed = optimizer, scheduler, spec, seed
         self.monitor, self.mode = monitor, mode
+        self.tta = TestTimeAugmentation("none")
         self.losses: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": []}
 
     def forward(self, image: Tensor) -> Any:
@@ -106,8 +108,8 @@ class Task(pl.LightningModule):
         return logits.float().sigmoid()
 
     def probability(self, image: Tensor) -> Tensor:
-        """Probabilities (N, K, ...), float32, of normalised images (N, C, H, W)."""
-        return self.activate(self(image))
+        """Probabilities (N, K, ...), float32, of normalised images (N, C, H, W): the mean over the views of `tta`."""
+        return self.tta(self, self.activate, image)
 
     def on_train_epoch_start(self) -> None:
         """Logs the learning rate, which schedules change between epochs."""
