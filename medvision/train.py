@@ -39,6 +39,8 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
         prepared = _prepared(cfg, place)
         from medvision.build import save_config
 
+        if "positive_weights" in cfg.loss:
+            cfg.loss.positive_weights = prepared[0].config.loss.positive_weights  # what was `auto`, as numbers
         save_config(cfg, place)
         write_text(place.overrides, OmegaConf.to_yaml(OmegaConf.create(overrides)))
     except BaseException:

@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from medvision.metrics import NAMES, summarise_labels
 
 SMALL = ["model=resnet18", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=2"]
 SETS = {
-    "phantom_melanoma": ["data.images={train:40,test:8}"],
+    "phantom_melanoma": ["data.images={train:40,test:8}", "loss.positive_weights=auto"],
     "phantom_insects": ["data.images={train:16,val:8}"],
 }
 
@@ -41,6 +42,10 @@ def test_a_run_on_labels(run, cli):
         assert summarise_labels(probability, truth, classes, threshold) == metrics[split]
         assert min(Image.open(folder / f"predictions_{split}.png").size) > 200
     assert min(Image.open(folder / "validation.png").size) > 200
+    weights = OmegaConf.load(folder / ".hydra" / "config.yaml").loss.positive_weights
+    if not exclusive:  # chosen by the training split, and stored as numbers
+        train = json.loads((folder / "splits.json").read_text())["train"]
+        assert len(weights) == 1 and (len(train) / (weights[0] + 1)) % 1 == pytest.approx(0, abs=1e-9)
     history = {row["metric"] for row in csv.DictReader((folder / "metrics.csv").open())}
     assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc", "lr"} <= history
     assert "average_precision" in printed and "dice" not in printed
