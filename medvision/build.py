@@ -14,12 +14,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
+from medvision.models import Network
 from medvision.runs import RunFolder
 from medvision.tasks import SegmentationTask
 
@@ -109,7 +111,8 @@ class Run:
         spec, cfg = self.data.spec, self.config
         parameters = sum(p.numel() for p in self.task.model.parameters())
         sizes = ", ".join(f"{len(samples)} {name}" for name, samples in self.data.splits.items())
-        model = type(self.task.model).__name__ + (f" {cfg.model.encoder}" if "encoder" in cfg.model else "")
+        network = self.task.model
+        model = network.title if isinstance(network, Network) else type(network).__name__
         return (
             f"{model} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
             f"{spec.image_size[0]}x{spec.image_size[1]}, batch {self.data.batch_size}, {cfg.trainer.precision}, "
@@ -159,16 +162,20 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             f"looked at with python -m medvision.prepare data={cfg.data.spec.name}"
         )
     cfg = _resolved(cfg)
-    if not pretrained and "encoder_weights" in cfg.model:
-        cfg.model.encoder_weights = None
+    for key in () if pretrained else ("encoder_weights", "published_weights"):
+        if key in cfg.model:
+            cfg.model[key] = None
     data: ImageDataModule = _make(cfg.data, "data")
+    pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
+    model: nn.Module = _make(cfg.model, "model")
+    if isinstance(model, Network):
+        model.check(data.spec)
     if cfg.loss.get("positive_weights") == "auto":
         cfg.loss.positive_weights = data.positive_weights()
-    pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
     task: SegmentationTask = _make(
         cfg.task,
         "task",
-        model=_make(cfg.model, "model"),
+        model=model,
         loss=_make(cfg.loss, "loss"),
         optimizer=_make(cfg.optimizer, "optimizer"),
         scheduler=_make(cfg.scheduler, "scheduler") if cfg.scheduler else None,

@@ -2,13 +2,12 @@
 
 from typing import Self
 
-from torch import nn
-
 from medvision.models.initialise import initialise
+from medvision.models.network import Network
 from medvision.models.options import whole_number
 
 
-class EncoderModel(nn.Module):
+class EncoderModel(Network):
     """A network whose encoder can be frozen: training then moves neither its weights nor its running statistics.
 
     A frozen encoder stays in evaluation mode, so norms, dropout and stochastic depth act as in evaluation.

@@ -261,6 +261,8 @@ class UNetFamily(EncoderModel):
         share("dropout", dropout)
         self.deep_supervision = deep_supervision
         self.depth = depth
+        self.stride = 2**depth
+        self.backbone = str(encoder or "plain")
         make = partial(BLOCKS[block], norm=NORMS[norm], dropout=dropout)
         own = [width * 2**i for i in range(depth + 1)]
         self.encoder: nn.Module
@@ -273,7 +275,7 @@ class UNetFamily(EncoderModel):
             if encoder_weights is not None:
                 load_encoder_weights(self.encoder, encoder_weights, "plain")
         else:
-            self.encoder, widths = library_encoder(str(encoder), in_channels, depth, encoder_weights)
+            self.encoder, widths = library_encoder(self.backbone, in_channels, depth, encoder_weights)
         # Both lists count levels from the finest.
         self.levels = nn.ModuleList(
             Level(below, beside, out, make, skip == "attention", upsampling == "transposed")
@@ -293,7 +295,7 @@ class UNetFamily(EncoderModel):
             level, main first.
         """
         # Two pixels a side or more at the deepest level: one alone cannot be normalised in training.
-        padded = pad_to_multiple(image, 2**self.depth, minimum=2 << self.depth)
+        padded = pad_to_multiple(image, self.stride, minimum=2 * self.stride)
         *skips, x = self.encoder(padded)
         decoded: list[Tensor] = []
         for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):
