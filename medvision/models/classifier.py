@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medvision.errors import MedvisionError
 from medvision.models.encoder import EncoderModel
 from medvision.models.options import share
+from medvision.models.padding import pad_to_multiple
 from medvision.models.smp import SMP
 from medvision.models.weights import BUILD_ERRORS, chosen, imagenet_download, load_encoder_weights, unknown_encoder
 from medvision.spec import DataSpec
@@ -20,6 +21,8 @@ from medvision.spec import DataSpec
 
 class Classifier(EncoderModel):
     """A timm network with a linear head of its own.
+
+    An image smaller than its stride is extended by repeating its edges.
 
     Args:
         name: timm model, with or without the tag of its weights (``resnet18.a1_in1k``).
@@ -94,7 +97,7 @@ class Classifier(EncoderModel):
         Returns:
             Logits (N, K), unbounded.
         """
-        logits: Tensor = self.head(self.dropout(self.encoder(image)))
+        logits: Tensor = self.head(self.dropout(self.encoder(pad_to_multiple(image, 1, self.stride))))
         return logits
 
     def check(self, spec: DataSpec) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import segmentation_models_pytorch as library
 import timm
+import torch
 from torch import Tensor
 
 from medvision.errors import MedvisionError
-from medvision.models.encoder import EncoderModel
+from medvision.models.encoder import EncoderModel, fix_unused
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.weights import (
     BUILD_ERRORS,
@@ -125,6 +126,13 @@ class SMP(EncoderModel):
             with imagenet_download(encoder) if imagenet else nullcontext():
                 # timm encoders have one set of weights each, which the library wants as a switch.
                 self.model = build(encoder, (encoder.startswith("tu-") or "imagenet") if imagenet else None)
+            # The others use the whole encoder.
+            if architecture in ("PSPNet", "DPT") or "encoder_depth" in options:
+                side = 2 * int(self.model.encoder.output_stride)
+                if encoder.startswith("tu-"):  # perhaps tied to its size
+                    side = max(self.model.encoder.model.pretrained_cfg["input_size"])
+                fix_unused(self.model.eval(), torch.zeros(1, in_channels, side, side))
+                self.model.train()
         except MedvisionError:
             raise
         except BUILD_ERRORS as error:

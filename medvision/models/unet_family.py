@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
-from medvision.models.encoder import EncoderModel
+from medvision.models.encoder import EncoderModel, fix_unused
 from medvision.models.options import one_of, share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.smp import encoder_name
@@ -198,6 +198,7 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | Path
             f"Encoder {name!r} with model.depth={depth} gives widths {widths} at sizes {sides}; expected features "
             f"that halve {depth} times, the last not empty. Choose another model.encoder or a greater model.depth."
         )
+    fix_unused(encoder, image)
     if weights is not None and not imagenet:
         load_encoder_weights(encoder, weights, name)
     return encoder.train(), widths
