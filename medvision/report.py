@@ -38,8 +38,7 @@ def finish(place: RunFolder) -> None:
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
     val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
-    pooled = run.task.monitor.split("/")[1] in ("dice", "jaccard")  # what chose the epoch chooses the threshold
-    threshold = val.choose(pooled) if wanted == "validation" else [float(wanted)] * len(val.classes)
+    threshold = chosen_threshold(run, val) if wanted == "validation" else [float(wanted)] * len(val.classes)
     results: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
@@ -59,6 +58,11 @@ def finish(place: RunFolder) -> None:
             "fingerprint": run.data.cache.digest,
         },
     )
+
+
+def chosen_threshold(run: Run, val: Evaluation) -> list[float]:
+    """The threshold of each class with the best Jaccard on validation: of what chose the epoch, pooled or a mean."""
+    return val.choose(pooled=run.task.monitor.split("/")[1] in ("dice", "jaccard"))
 
 
 def draw(path: Path, run: Run, found: Evaluation, threshold: list[float]) -> None:
