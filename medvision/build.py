@@ -14,12 +14,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
+from medvision.models import Network
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
@@ -123,8 +125,8 @@ class Run:
         spec, cfg = self.data.spec, self.config
         parameters = sum(p.numel() for p in self.task.model.parameters())
         sizes = ", ".join(f"{len(samples)} {name}" for name, samples in self.data.splits.items())
-        named = cfg.model.get("encoder") or cfg.model.get("name")
-        model = type(self.task.model).__name__ + (f" {named}" if named else "")
+        network = self.task.model
+        model = network.title if isinstance(network, Network) else type(network).__name__
         return (
             f"{model} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
             f"{spec.image_size[0]}x{spec.image_size[1]}, batch {self.data.batch_size}, {cfg.trainer.precision}, "
@@ -174,9 +176,14 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             "among the defaults of its yaml"
         )
     cfg = _resolved(cfg)
-    if not pretrained and "encoder_weights" in cfg.model:
-        cfg.model.encoder_weights = None
+    for key in () if pretrained else ("encoder_weights", "published_weights"):
+        if key in cfg.model:
+            cfg.model[key] = None
     data: ImageDataModule = _make(cfg.data, "data")
+    pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
+    model: nn.Module = _make(cfg.model, "model")
+    if isinstance(model, Network):
+        model.check(data.spec)
     if cfg.loss.get("positive_weights") == "auto":
         cfg.loss.positive_weights = data.positive_weights()
     loss = _make(cfg.loss, "loss")
@@ -187,11 +194,10 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             f"choose loss={fitting}"
         )
     loss(*_blank(data.spec))  # refuses weights that do not fit the classes
-    pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
     task: SegmentationTask | ClassificationTask = _make(
         cfg.task,
         "task",
-        model=_make(cfg.model, "model"),
+        model=model,
         loss=loss,
         optimizer=_make(cfg.optimizer, "optimizer"),
         scheduler=_make(cfg.scheduler, "scheduler") if cfg.scheduler else None,

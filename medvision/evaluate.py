@@ -2,12 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from medvision import cli
 from medvision.errors import MedvisionError
 from medvision.files import writable_folder, write_json, write_text
+
+if TYPE_CHECKING:
+    from medvision.build import Run
 
 log = logging.getLogger("medvision.evaluate")  # __name__ is __main__ here
 
@@ -16,12 +20,14 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     """Evaluates a split at the stored threshold, or at another; writes below `<run>/evaluations`.
 
     Raises:
-        MedvisionError: If the run is not finished, or the threshold is no probability.
+        MedvisionError: If the run is not finished, the threshold is no probability, or the model cannot be pruned so.
     """
     if cfg.run is None:
         raise MedvisionError("which run? run=<folder>, as train printed it")
-    if cfg.threshold != "stored" and not isinstance(cfg.threshold, int | float):
-        raise MedvisionError(f"threshold={cfg.threshold}: expected 'stored' or a probability above 0 and below 1")
+    if cfg.threshold not in ("stored", "validation") and not isinstance(cfg.threshold, int | float):
+        raise MedvisionError(
+            f"threshold={cfg.threshold}: expected 'stored', 'validation' or a probability above 0 and below 1"
+        )
     from medvision.build import load_run
     from medvision.evaluation import evaluate
     from medvision.report import print_table, require_finished, stored
@@ -35,24 +41,63 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     data = run.data.dataset(split)
     if run.metrics["fingerprint"] != run.data.cache.digest:
         log.warning("the data in %s is not what the run was trained on: other images, masks or splits", run.data.root)
-    threshold = run.threshold if cfg.threshold == "stored" else run.fixed(cfg.threshold)
+    name, facts = f"{split}_{cfg.threshold}", {"epoch": run.metrics["epoch"]}
+    if (depth := cfg.model.depth) is not None:
+        name += f"_depth{depth}"
+        facts |= {"depth": depth, **_prune(run, depth, split)}
+        if cfg.threshold == "stored":
+            log.info("the stored threshold was chosen with the whole network; threshold=validation chooses it anew")
     output = writable_folder(place.path / "evaluations", "a run folder that can be written")
-    name = f"{split}_{cfg.threshold}"
-    log.info("measuring %d images of %s", len(data), split)
-    found = evaluate(run.evaluating(), run.task, run.data, split, threshold)
+    trainer = run.evaluating()
+    if cfg.threshold == "validation":
+        log.info("choosing the threshold on %d images of val", len(run.data.dataset("val")))
+        val = evaluate(trainer, run.task, run.data, "val")
+        threshold = val.choose(run.task.monitor)
+    else:
+        threshold = run.threshold if cfg.threshold == "stored" else run.fixed(cfg.threshold)
+    if cfg.threshold == "validation" and split == "val":
+        found = val
+    else:
+        log.info("measuring %d images of %s", len(data), split)
+        found = evaluate(trainer, run.task, run.data, split, threshold)
     summary = found.summary(threshold)
     write_text(output / f"{name}.csv", found.table(threshold))
     found.draw(output / f"{name}.png", run.task, run.data, threshold)
-    facts = stored(threshold) | {"epoch": run.metrics["epoch"]}
+    facts = stored(threshold) | facts
     write_json(output / f"{name}.json", {split: summary} | facts)
     columns = {split: summary}
-    if cfg.threshold == "stored" and split in run.metrics:
+    if depth is not None and split in run.metrics:
+        columns["whole network"] = run.metrics[split]
+    elif cfg.threshold == "stored" and split in run.metrics:
         same = run.metrics[split] == summary
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
             columns["after training"] = run.metrics[split]
     print_table(", ".join([split, *(f"{key} {value}" for key, value in facts.items())]), columns)
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")
+
+
+def _prune(run: "Run", depth: int, split: str) -> dict[str, Any]:
+    """Replaces a U-Net++ by its part of a depth; says and returns what that saves."""
+    from medvision.evaluation import step_times
+    from medvision.models import UNetPP
+
+    whole = run.task.model
+    if not isinstance(whole, UNetPP):
+        raise MedvisionError(
+            f"model.depth={depth} prunes a U-Net++ (model=unetpp), but this is a run of {type(whole).__name__}; "
+            "leave it out"
+        )
+    networks = [whole, whole.prune(depth)]
+    run.task.model = networks[1]
+    image = next(iter(run.data.evaluation_dataloader(split)))["image"]
+    milliseconds = [1000 * seconds for seconds in step_times(run.evaluating(), run.task, networks, image)]
+    parameters = [sum(p.numel() for p in network.parameters()) for network in networks]
+    for what, (all_of_it, part) in (("parameters", parameters), (f"ms for a batch of {len(image)}", milliseconds)):
+        log.info(
+            "model.depth=%d: %.4g of %.4g %s, %.0f %% saved", depth, part, all_of_it, what, 100 - 100 * part / all_of_it
+        )
+    return {"parameters": parameters[1], "milliseconds_per_batch": round(milliseconds[1], 3)}
 
 
 if __name__ == "__main__":

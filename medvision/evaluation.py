@@ -3,6 +3,8 @@
 import csv
 import io
 import logging
+import statistics
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -240,6 +242,33 @@ def evaluate(
     truth = one_hot(torch.stack([image.target for image in scored]), len(classes))
     probability = torch.stack([image.probability for image in scored]).numpy()
     return LabelEvaluation(split, classes, task.exclusive, tuple(image.id for image in scored), probability, truth)
+
+
+def step_times(
+    trainer: pl.Trainer, task: Task, models: Sequence[torch.nn.Module], image: torch.Tensor, rounds: int = 5
+) -> list[float]:
+    """Seconds that each model takes to answer a batch: medians of rounds in which all take turns.
+
+    Args:
+        trainer: Decides device and precision.
+        task: Decides the memory order.
+        models: The models, which stay on the device in evaluation mode.
+        image: Normalised images (N, C, H, W).
+        rounds: How many, after one that is not counted.
+    """
+    device = trainer.strategy.root_device
+    image = image.to(device).contiguous(memory_format=task.memory_format)
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        for _ in range(1 + rounds):
+            for model, times in zip(models, seconds, strict=True):
+                model.to(device).eval()
+                begin = time.perf_counter()
+                model(image)
+                if device.type != "cpu":
+                    torch.accelerator.synchronize(device)
+                times.append(time.perf_counter() - begin)
+    return [statistics.median(times[1:]) for times in seconds]
 
 
 def _spaced(order: NDArray[np.intp], number: int) -> list[int]:

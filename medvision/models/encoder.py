@@ -2,13 +2,15 @@
 
 from typing import Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from medvision.models.initialise import initialise
+from medvision.models.network import Network
 from medvision.models.options import whole_number
 
 
-class EncoderModel(nn.Module):
+class EncoderModel(Network):
     """A network whose encoder can be frozen: training then moves neither its weights nor its running statistics.
 
     A frozen encoder stays in evaluation mode, so norms, dropout and stochastic depth act as in evaluation.
@@ -67,3 +69,23 @@ class EncoderModel(nn.Module):
         for name in self._freezable:
             encoder.get_parameter(name).requires_grad_(not frozen)
         self.train(self.training)
+
+
+def fix_unused(module: nn.Module, image: Tensor) -> None:
+    """Take parameters that no answer depends on out of training, such as deep stages of an encoder used in part.
+
+    Weight decay would move them for nothing, and DistributedDataParallel would wait for their gradients.
+
+    Args:
+        module: an encoder or a network, in evaluation mode.
+        image: (1, C, H, W), of a size that it takes.
+    """
+    if torch.is_inference_mode_enabled():  # nothing is trained that is made there
+        return
+    with torch.enable_grad():
+        answer = module(image)
+        total = torch.stack([part.sum() for part in ([answer] if isinstance(answer, Tensor) else answer)]).sum()
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

@@ -6,16 +6,18 @@ https://github.com/huggingface/pytorch-image-models (Apache-2.0). Their document
 
 import difflib
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as library
 import timm
+import torch
 from torch import Tensor
 
 from medvision.errors import MedvisionError
-from medvision.models.encoder import EncoderModel
+from medvision.models.encoder import EncoderModel, fix_unused
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.weights import (
     BUILD_ERRORS,
@@ -24,6 +26,7 @@ from medvision.models.weights import (
     load_encoder_weights,
     unknown_encoder,
 )
+from medvision.spec import DataSpec
 
 ARCHITECTURES = {
     architecture.__name__: architecture
@@ -45,6 +48,17 @@ ARCHITECTURES = {
 # DPT halves the deepest features once more; PAN pools them, at stride 16, three times.
 _EXTRA_STRIDE = {"DPT": 2}
 _SMALLEST_SIDE = {"PAN": 128}
+# Small encoders of different kinds, of which each architecture takes at least one.
+_PROVEN = (
+    "resnet34",
+    "resnet18",
+    "efficientnet-b0",
+    "mobilenet_v2",
+    "mit_b0",
+    "convnext_atto",
+    "pvt_v2_b0",
+    "vit_tiny_patch16_224",
+)
 _TAKEN = {
     "encoder_name": "encoder",
     "classes": "num_outputs",
@@ -96,34 +110,56 @@ class SMP(EncoderModel):
         encoder = encoder_name(encoder)
         # What an architecture does not know goes to the encoder, and the library's own encoders ignore it.
         unknown = options.keys() - inspect.signature(ARCHITECTURES[architecture]).parameters.keys()
-        if unknown and not encoder.startswith("tu-"):
-            raise MedvisionError(f"{architecture} with encoder {encoder!r} has no options {sorted(unknown)}.")
         if architecture == "DPT":
             options.setdefault("dynamic_img_size", True)
         encoder_weights = chosen(encoder_weights)
         imagenet = encoder_weights == "imagenet"
+
+        def build(encoder: str, weights: str | bool | None = None) -> Any:
+            if unknown and not encoder.startswith("tu-"):
+                raise MedvisionError(f"{architecture} with encoder {encoder!r} has no options {sorted(unknown)}.")
+            return ARCHITECTURES[architecture](
+                encoder_name=encoder, encoder_weights=weights, in_channels=in_channels, classes=num_outputs, **options
+            )
+
         try:
             with imagenet_download(encoder) if imagenet else nullcontext():
-                self.model = ARCHITECTURES[architecture](
-                    encoder_name=encoder,
-                    # timm encoders have one set of weights each, which the library wants as a switch.
-                    encoder_weights=(True if encoder.startswith("tu-") else "imagenet") if imagenet else None,
-                    in_channels=in_channels,
-                    classes=num_outputs,
-                    **options,
-                )
+                # timm encoders have one set of weights each, which the library wants as a switch.
+                self.model = build(encoder, (encoder.startswith("tu-") or "imagenet") if imagenet else None)
+            # The others use the whole encoder.
+            if architecture in ("PSPNet", "DPT") or "encoder_depth" in options:
+                side = 2 * int(self.model.encoder.output_stride)
+                if encoder.startswith("tu-"):  # perhaps tied to its size
+                    side = max(self.model.encoder.model.pretrained_cfg["input_size"])
+                fix_unused(self.model.eval(), torch.zeros(1, in_channels, side, side))
+                self.model.train()
         except MedvisionError:
             raise
         except BUILD_ERRORS as error:
             raise MedvisionError(
                 f"segmentation_models_pytorch cannot build {architecture} with encoder {encoder!r} and "
-                f"options {options}: {type(error).__name__}: {error} Change model.encoder or the options."
+                f"options {options}: {type(error).__name__}: {str(error).rstrip('.!')}. {_cure(encoder, build)}"
             ) from error
-        self._stride = int(self.model.encoder.output_stride) * _EXTRA_STRIDE.get(architecture, 1)
+        self.backbone = encoder
+        self.architecture = architecture
+        self.stride = int(self.model.encoder.output_stride) * _EXTRA_STRIDE.get(architecture, 1)
         self._smallest_side = _SMALLEST_SIDE.get(architecture, 0)
         if encoder_weights is not None and not imagenet:
             load_encoder_weights(self.model.encoder, encoder_weights, encoder)
         self._begin(init, encoder_weights is not None, freeze_encoder)
+
+    def check(self, spec: DataSpec) -> None:
+        """Refuse a data set that this network cannot learn from (see `Network.check`)."""
+        super().check(spec)
+        if str(self.backbone).startswith("tu-"):
+            made_for = max(self.model.encoder.model.pretrained_cfg["input_size"])
+            other = "vit_tiny_patch16_224" if self.architecture == "DPT" else "convnext_tiny"
+            self._try(spec, made_for, f"model.encoder={other}")
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.architecture} with encoder {self.backbone}"
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment a batch.
@@ -134,7 +170,18 @@ class SMP(EncoderModel):
         Returns:
             Logits (N, K, H, W), unbounded.
         """
-        return crop_like(self.model(pad_to_multiple(image, self._stride, self._smallest_side)), image)
+        return crop_like(self.model(pad_to_multiple(image, self.stride, self._smallest_side)), image)
+
+
+def _cure(encoder: str, build: Callable[[str], object]) -> str:
+    """The nearest encoder that works with the same options, tried."""
+    for name in sorted(_PROVEN, key=lambda name: -difflib.SequenceMatcher(None, name, encoder).ratio()):
+        try:
+            build(encoder_name(name))
+        except (*BUILD_ERRORS, MedvisionError):
+            continue
+        return f"Nearest encoder that works: model.encoder={name}."
+    return "No encoder works with these options: change them."
 
 
 def encoder_name(name: str) -> str:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
-from medvision.models.encoder import EncoderModel
+from medvision.models.encoder import EncoderModel, fix_unused
 from medvision.models.options import one_of, share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.smp import encoder_name
@@ -198,6 +198,7 @@ def library_encoder(name: str, in_channels: int, depth: int, weights: str | Path
             f"Encoder {name!r} with model.depth={depth} gives widths {widths} at sizes {sides}; expected features "
             f"that halve {depth} times, the last not empty. Choose another model.encoder or a greater model.depth."
         )
+    fix_unused(encoder, image)
     if weights is not None and not imagenet:
         load_encoder_weights(encoder, weights, name)
     return encoder.train(), widths
@@ -261,6 +262,8 @@ class UNetFamily(EncoderModel):
         share("dropout", dropout)
         self.deep_supervision = deep_supervision
         self.depth = depth
+        self.stride = 2**depth
+        self.backbone = str(encoder or "plain")
         make = partial(BLOCKS[block], norm=NORMS[norm], dropout=dropout)
         own = [width * 2**i for i in range(depth + 1)]
         self.encoder: nn.Module
@@ -273,7 +276,7 @@ class UNetFamily(EncoderModel):
             if encoder_weights is not None:
                 load_encoder_weights(self.encoder, encoder_weights, "plain")
         else:
-            self.encoder, widths = library_encoder(str(encoder), in_channels, depth, encoder_weights)
+            self.encoder, widths = library_encoder(self.backbone, in_channels, depth, encoder_weights)
         # Both lists count levels from the finest.
         self.levels = nn.ModuleList(
             Level(below, beside, out, make, skip == "attention", upsampling == "transposed")
@@ -293,7 +296,7 @@ class UNetFamily(EncoderModel):
             level, main first.
         """
         # Two pixels a side or more at the deepest level: one alone cannot be normalised in training.
-        padded = pad_to_multiple(image, 2**self.depth, minimum=2 << self.depth)
+        padded = pad_to_multiple(image, self.stride, minimum=2 * self.stride)
         *skips, x = self.encoder(padded)
         decoded: list[Tensor] = []
         for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.models.initialise import initialise
+from medvision.models.network import Network
 from medvision.models.options import share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
 
@@ -43,7 +44,7 @@ class Context(nn.Module):
         return refined
 
 
-class UNetIsensee(nn.Module):
+class UNetIsensee(Network):
     """Context and localisation pathways with summed segmentation maps (arXiv:1802.10508).
 
     Down: 3x3 convolutions of stride 2, each followed by a context block. Up: repeated pixels and a 3x3
@@ -64,6 +65,8 @@ class UNetIsensee(nn.Module):
         MedvisionError: a width or depth below 1, a dropout outside of 0 to 1, or an unknown rule.
     """
 
+    depth: int
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -78,6 +81,7 @@ class UNetIsensee(nn.Module):
         whole_number("depth", depth)
         share("dropout", dropout)
         self.depth = depth
+        self.stride = 2**depth
         widths = [width * 2**i for i in range(depth + 1)]
         self.down = nn.ModuleList(
             nn.Sequential(
@@ -108,7 +112,7 @@ class UNetIsensee(nn.Module):
             Tensors (N, K, H'/2^i, W'/2^i).
         """
         # Two pixels a side or more at the deepest level: one alone cannot be normalised in training.
-        x = pad_to_multiple(image, 2**self.depth, minimum=2 << self.depth)
+        x = pad_to_multiple(image, self.stride, minimum=2 * self.stride)
         skips: list[Tensor] = []
         for step in self.down:
             x = step(x)

@@ -21,6 +21,7 @@ from medvision.models.weights import (
     chosen,
     imagenet_download,
     load_encoder_weights,
+    load_published,
     unknown_encoder,
 )
 
@@ -143,9 +144,10 @@ class UNetV2(EncoderModel):
         drop_path_rate: stochastic depth of the encoder; 0 for encoders that have none.
         freeze_encoder: True, False, or the epoch, counted from 1, at which it thaws (see `EncoderModel`).
         init: rule of the initial weights, but for those of a pretrained encoder (see `initialise`).
+        published_weights: a state dict of the published implementation, with which to begin (see `load_published`).
 
     Raises:
-        MedvisionError: the encoder is unknown or has other levels; its weights cannot be had.
+        MedvisionError: the encoder is unknown or has other levels; the weights cannot be had or do not fit.
     """
 
     def __init__(
@@ -159,10 +161,12 @@ class UNetV2(EncoderModel):
         drop_path_rate: float = 0.1,
         freeze_encoder: bool | int = False,
         init: str = "none",
+        published_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         encoder_weights = chosen(encoder_weights)
         self.deep_supervision = deep_supervision
+        self.stride, self.backbone = STRIDES[-1], encoder
         self.encoder, widths = pyramid_encoder(encoder, in_channels, encoder_weights, drop_path_rate)
         self.skips = nn.ModuleList(
             nn.Sequential(
@@ -182,6 +186,8 @@ class UNetV2(EncoderModel):
             nn.Conv2d(channels, num_outputs, 1) for _ in (STRIDES if deep_supervision else STRIDES[:1])
         )
         self._begin(init, encoder_weights is not None, freeze_encoder)
+        if published_weights is not None:
+            load_published(self, published_weights)
 
     def published_prefixes(self) -> dict[str, str | None]:
         """Prefixes of the published implementation's keys -> what they are called here; None: left out."""
@@ -209,7 +215,7 @@ class UNetV2(EncoderModel):
             Tensors (N, K, H'/2^i, W'/2^i), each upsampled by 4 from its decoder level: i = 0 ... 3 with deep
             supervision, else i = 0 alone.
         """
-        features = self.encoder(pad_to_multiple(image, STRIDES[-1]))
+        features = self.encoder(pad_to_multiple(image, self.stride))
         levels = [skip(feature) for skip, feature in zip(self.skips, features, strict=True)]
         decoded = self.sdi[-1](levels)
         logits = []

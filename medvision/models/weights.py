@@ -79,11 +79,11 @@ class PublishedNames(Protocol):
         ...
 
 
-def unknown_encoder(name: str, known: Iterable[str]) -> MedvisionError:
-    """The error for a name that no library knows, with near matches."""
+def unknown_encoder(name: str, known: Iterable[str], option: str = "encoder") -> MedvisionError:
+    """The error for a name that no library knows, with near matches; `option` is where it was given."""
     near = difflib.get_close_matches(name, sorted(set(known)), n=5, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists the names."
-    return MedvisionError(f"Unknown encoder model.encoder={name!r}: {hint}")
+    return MedvisionError(f"Unknown model.{option}={name!r}: {hint}")
 
 
 @contextmanager
@@ -125,12 +125,13 @@ def chosen(weights: str | Path | None) -> str | Path | None:
     return None if weights == "none" else weights
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, option: str = "encoder_weights") -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of anything `torch.save` wrote that holds plain values.
 
     Args:
         path: file, or the folder of a run, whose best epoch is meant; wrappers such as ``{"state_dict": ...}`` are
             opened.
+        option: where it was given, for messages.
 
     Raises:
         MedvisionError: no such file, not a weight file, pickled objects inside, or no tensors.
@@ -145,7 +146,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             )
     if not path.is_file():
         raise MedvisionError(
-            f"Weights {str(path)!r}: no such file. Give model.encoder_weights=null, imagenet, a file or a run folder."
+            f"Weights {str(path)!r}: no such file. Give model.{option}=null, a file or a run folder"
+            + (", or imagenet." if option == "encoder_weights" else ".")
         )
     try:
         if path.suffix == ".safetensors":
@@ -259,7 +261,7 @@ def load_published(model: nn.Module, source: str | Path | Mapping[str, Tensor]) 
     """
     if not isinstance(model, PublishedNames):
         raise MedvisionError(f"load_published loads into UNetV2 or UNetPP, not into {type(model).__name__}.")
-    state = _tensors(source, "given") if isinstance(source, Mapping) else read_state_dict(source)
+    state = _tensors(source, "given") if isinstance(source, Mapping) else read_state_dict(source, "published_weights")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     names = model.published_prefixes()

@@ -129,6 +129,42 @@ def test_evaluate_takes_another_threshold_and_split(cli, finished):
     assert {row["threshold"] for row in rows} == {"0.123"}
 
 
+def test_evaluate_chooses_the_threshold_anew(cli, finished):
+    folder, _ = finished
+    cli("evaluate", f"run={folder}", "threshold=validation")
+    found, metrics = read(folder / "evaluations" / "test_validation.json"), read(folder / "metrics.json")
+    assert (found["test"], found["threshold"]) == (metrics["test"], metrics["threshold"])
+    error = cli("evaluate", f"run={folder}", "threshold=valid", code=1).stderr
+    assert "threshold=valid: expected 'stored', 'validation' or a probability" in error
+
+
+def test_evaluate_prunes_a_unetpp(cli, finished, tiny):
+    folder = cli.root / "unetpp"
+    network = ["model=unetpp", "model.channels=[4,8,8,8]", "model.deep_supervision=true"]
+    cli("train", *tiny, *network, "trainer.max_epochs=1", f"hydra.run.dir={folder}")
+    whole = read(folder / "metrics.json")
+    state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    kept = [f"model.nodes.{node}." for node in ("x0_0", "x0_1", "x1_0")] + ["model.out.2."]
+    parameters = sum(
+        value.numel()
+        for key, value in state.items()
+        if key.startswith(tuple(kept)) and not key.endswith(("mean", "var", "tracked"))
+    )
+    said = " ".join(cli("evaluate", f"run={folder}", "model.depth=1").stdout.split())
+    assert f"model.depth=1: {parameters} of" in said and "ms for a batch of 4" in said
+    assert "threshold was chosen with the whole network" in said and "whole network" in said
+    shallow = read(folder / "evaluations" / "test_stored_depth1.json")
+    assert shallow["depth"] == 1 and shallow["parameters"] == parameters and shallow["milliseconds_per_batch"] > 0
+    assert shallow["threshold"] == whole["threshold"] and shallow["test"] != whole["test"]
+    cli("evaluate", f"run={folder}", "model.depth=3", "split=val", "threshold=validation")
+    deepest = read(folder / "evaluations" / "val_validation_depth3.json")
+    assert (deepest["val"], deepest["threshold"]) == (whole["val"], whole["threshold"])
+    error = cli("evaluate", f"run={folder}", "model.depth=4", code=1).stderr
+    assert "model.depth=4 is impossible: this U-Net++ has depths 1 to 3" in error
+    error = cli("evaluate", f"run={finished[0]}", "model.depth=2", code=1).stderr
+    assert "model.depth=2 prunes a U-Net++ (model=unetpp), but this is a run of UNetV2" in error
+
+
 def test_evaluate_warns_of_changed_data(cli, finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)

@@ -1,6 +1,5 @@
-"""What every network keeps: shapes, gradients, modes, round trips."""
+"""U-Net++ and U-Net v2: padding, deep supervision, pruning, sizes; what every network keeps is in test_every_model."""
 
-import io
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -33,38 +32,6 @@ def make(request: pytest.FixtureRequest) -> Make:
     return MAKERS[request.param]
 
 
-def as_list(logits: Tensor | list[Tensor]) -> list[Tensor]:
-    return logits if isinstance(logits, list) else [logits]
-
-
-@pytest.mark.parametrize(("in_channels", "num_outputs"), [(1, 1), (3, 5), (4, 1)])
-@pytest.mark.parametrize("size", [(33, 50), (96, 64)])
-def test_every_parameter_learns(make: Make, in_channels: int, num_outputs: int, size: tuple[int, int]) -> None:
-    model = make(in_channels=in_channels, num_outputs=num_outputs).train()
-    outputs = as_list(model(torch.randn(2, in_channels, *size)))
-    assert all(logits.shape == (2, num_outputs, *size) for logits in outputs)
-    # Random weights, so that no gradient cancels by symmetry.
-    torch.stack([(logits * torch.randn_like(logits)).mean() for logits in outputs]).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-    dead = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
-    # Attention over a single position (deepest PVT stage at 64 x 64 or less) does not depend on its query.
-    assert not [name for name in dead if "attn" not in name]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (33, 50), (100, 37), (96, 64)])
-def test_any_size_in_evaluation(make: Make, size: tuple[int, int]) -> None:
-    model = make().eval()
-    image = torch.randn(1, 3, *size)
-    with torch.inference_mode():
-        first, second = model(image), model(image)
-    assert isinstance(first, Tensor)
-    assert first.shape == (1, 1, *size)
-    assert first.isfinite().all()
-    assert torch.equal(first, second)
-
-
 def test_padding_repeats_edges_and_is_cropped(make: Make) -> None:
     model = make().eval()
     image = torch.randn(1, 3, 50, 70)
@@ -78,19 +45,6 @@ def test_an_image_that_fits_is_not_copied() -> None:
     assert pad_to_multiple(image, 32) is image
     assert pad_to_multiple(image, 32, minimum=96).shape == (1, 3, 96, 96)
     assert pad_to_multiple(image, 16, minimum=100).shape == (1, 3, 112, 112)
-
-
-def test_state_dict_round_trip(make: Make) -> None:
-    model = make()
-    image = torch.randn(2, 3, 64, 64)
-    model.train()(image)  # moves the batch statistics off their initial values
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = make()
-    other.load_state_dict(torch.load(file, weights_only=True))
-    with torch.inference_mode():
-        assert torch.equal(model.eval()(image), other.eval()(image))
 
 
 @pytest.mark.parametrize("build", [UNETPP, UNETV2])
@@ -152,6 +106,57 @@ def test_unetpp_depth_follows_channels() -> None:
     assert model(torch.randn(1, 3, 5, 7)).shape == (1, 1, 5, 7)
     with pytest.raises(MedvisionError, match="two channel widths"):
         UNetPP(channels=(4,))
+
+
+def test_unetpp_of_a_depth() -> None:
+    shallow = UNetPP(channels=(4, 8, 16), depth=1)
+    assert shallow.state_dict().keys() == UNetPP(channels=(4, 8)).state_dict().keys()
+    assert (shallow.depth, shallow.stride) == (1, 2)
+    for depth in (0, 3, 1.5):
+        with pytest.raises(MedvisionError, match=rf"model\.depth={depth} is impossible"):
+            UNetPP(channels=(4, 8, 16), depth=depth)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_pruned_unetpp_answers_as_the_head_of_that_depth(depth: int, mode: bool) -> None:
+    torch.manual_seed(0)
+    whole = UNETPP(deep_supervision=True, num_outputs=2)
+    whole.train()(torch.randn(2, 3, 64, 64))  # moves the batch statistics off their initial values
+    state = torch.get_rng_state()
+    pruned = whole.train(mode).prune(depth)
+    assert torch.equal(torch.get_rng_state(), state) and pruned.training == mode
+    image = torch.randn(2, 3, 50, 70)  # padded as by the whole network, so that even the edges agree
+    with torch.no_grad():
+        heads = whole.heads(image)
+        assert torch.equal(pruned(image), heads[4 - depth])
+    own = {name: id(parameter) for name, parameter in whole.named_parameters()}
+    shared = {name.replace("out.0", f"out.{4 - depth}"): id(p) for name, p in pruned.named_parameters()}
+    assert shared.items() <= own.items()
+    nodes = {f"x{i}_{j}" for i in range(5) for j in range(5 - i) if i + j <= depth}
+    assert set(pruned.nodes) == nodes and len(pruned.out) == 1
+
+
+@pytest.mark.parametrize(("depth", "count"), [(1, 103_489), (2, 524_193), (3, 2_247_681), (4, 9_163_329)])
+def test_parameters_of_a_pruned_unetpp(depth: int, count: int) -> None:
+    """Two 3x3 convolutions and norms in each node, by hand."""
+    widths, by_hand = (32, 64, 128, 256, 512), 32 + 1
+    for i in range(depth + 1):
+        for j in range(depth + 1 - i):
+            first = (widths[i - 1] if i else 3) if j == 0 else j * widths[i] + widths[i + 1]
+            by_hand += 9 * (first + widths[i]) * widths[i] + 6 * widths[i]
+    assert by_hand == count
+    pruned = UNetPP(deep_supervision=True).prune(depth)
+    assert sum(parameter.numel() for parameter in pruned.parameters()) == count
+    assert sum(parameter.numel() for parameter in UNetPP(depth=depth).parameters()) == count
+
+
+def test_what_cannot_be_pruned() -> None:
+    with pytest.raises(MedvisionError, match=r"model\.deep_supervision=true; or train a small one with model\.depth=2"):
+        UNETPP().prune(2)
+    for depth in (0, 5):
+        with pytest.raises(MedvisionError, match=rf"model\.depth={depth} is impossible"):
+            UNETPP(deep_supervision=True).prune(depth)
 
 
 @pytest.mark.parametrize(

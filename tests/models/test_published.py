@@ -11,10 +11,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from medvision import cli
 from medvision.errors import MedvisionError
-from medvision.models import SMP, UNetPP, UNetV2, load_published
+from medvision.models import SMP, UNetFamily, UNetPP, UNetV2, load_published
 
 REFERENCE = Path(
     os.environ.get("MEDVISION_REFERENCE", Path(__file__).resolve().parents[2].parent / "shared" / "reference")
@@ -92,6 +94,54 @@ def test_a_published_pvt_fills_the_encoder_alone() -> None:
     assert torch.equal(model.out[0].weight, before)
     block = model.encoder.state_dict()["stages_2.blocks.3.attn.kv.weight"]
     assert torch.equal(block, state["block3.3.attn.kv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "shape"),
+    [
+        ("unetv2_256", ["model=unetv2", "model.encoder=pvt_v2_b2"], (1, 3, 256, 256)),
+        ("unetpp_ds_96", ["model=unetpp", "model.deep_supervision=true"], (2, 3, 96, 96)),
+        ("unetpp_96", ["model=unetpp"], (2, 3, 96, 96)),
+    ],
+)
+def test_one_override_begins_with_a_published_file(
+    tmp_path: Path, name: str, overrides: list[str], shape: tuple[int, ...]
+) -> None:
+    file = tmp_path / "published.pth"
+    torch.save(published(name), file)
+    cfg = cli.compose("train", [*overrides, f"model.published_weights={file}", "model.init=normal", "data=phantom"])
+    model = instantiate(cfg.model, _convert_="all").eval()
+    with torch.inference_mode():
+        heads = model.heads(fill().rand_input(shape, seed=1))
+    check_outputs(name, heads[::-1] if name == "unetpp_ds_96" else heads)
+
+
+def test_a_missing_published_file() -> None:
+    with pytest.raises(
+        MedvisionError, match=r"nowhere\.pth': no such file\. Give model\.published_weights=null, a file"
+    ):
+        UNetPP(published_weights="nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda weights: UNetV2("pvt_v2_b2", encoder_weights=weights),
+        lambda weights: SMP("FPN", "pvt_v2_b2", encoder_weights=weights),
+        lambda weights: UNetFamily("pvt_v2_b2", encoder_weights=weights, width=4),
+    ],
+    ids=["unetv2", "smp", "family"],
+)
+def test_a_published_pvt_is_an_encoder_file(tmp_path: Path, build: Callable[[Path], nn.Module]) -> None:
+    start, file = "encoder.backbone.", tmp_path / "pvt_v2_b2.pth"
+    state = {k.removeprefix(start): v for k, v in published("unetv2_256").items() if k.startswith(start)}
+    torch.save(state | {"head.weight": torch.zeros(1000, 512), "head.bias": torch.zeros(1000)}, file)
+    model, whole = build(file).eval(), UNetV2().eval()
+    load_published(whole, published("unetv2_256"))
+    image = fill().rand_input((1, 3, 64, 96), seed=1)
+    with torch.inference_mode():
+        got, wanted = model.get_submodule(model.encoder_at)(image)[-4:], whole.encoder(image)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 @pytest.mark.parametrize(
