@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
 from medvision.metrics import GRID, Overlap, histogram, summarise
-from medvision.optim import OneCycle, needs_metric
+from medvision.models import EncoderModel
+from medvision.optim import OneCycle, Parameters, needs_metric
 from medvision.spec import DataSpec
 
 
@@ -44,7 +45,7 @@ class SegmentationTask(pl.LightningModule):
     Args:
         model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
         loss: `loss(logits, target) -> scalar`.
-        optimizer: Makes the optimizer of the parameters that are to be trained.
+        optimizer: Makes the optimizer of the parameters that are to be trained, an iterable (see `optim.Parameters`).
         scheduler: Makes the learning-rate schedule of an optimizer, stepped each epoch, a `OneCycle` each batch; None
             keeps it constant.
         spec: The facts of the data set.
@@ -97,21 +98,22 @@ class SegmentationTask(pl.LightningModule):
         result: Tensor = self(image).float().sigmoid()
         return result
 
-    def on_train_epoch_start(self) -> None:
-        """Logs the learning rate, which schedules change between epochs."""
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it."""
+        """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it.
+
+        Logs the learning rate of an epoch's last step.
+        """
         state = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(state).generate_state(1, np.uint64)[0] >> 1))
+        if self.trainer.is_last_batch:
+            self.log("lr", self._rate(), on_step=False, on_epoch=True, batch_size=1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss: Tensor = self._step(batch, "train")[1]
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
         if every and (self.global_step + 1) % every == 0:  # `log` takes a millisecond, on other steps for nothing
-            self.log("train/loss_step", loss, batch_size=len(batch["image"]))
+            self.log_dict({"train/loss_step": loss, "lr": self._rate()}, batch_size=len(batch["image"]))
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -149,7 +151,7 @@ class SegmentationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and, if there is one, the schedule."""
-        optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        optimizer = self.optimizer(self._trained())
         if self.scheduler is None:
             return optimizer
         if isinstance(self.scheduler, OneCycle):
@@ -160,6 +162,23 @@ class SegmentationTask(pl.LightningModule):
             settings = {"scheduler": schedule, "interval": "epoch", "monitor": self.monitor}
             settings["reduce_on_plateau"] = needs_metric(schedule)
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]  # a TypedDict by shape
+
+    def _rate(self) -> float:
+        """The learning rate now, with `optimizer.layer_decay` that of the head."""
+        return float(max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    def _trained(self) -> Parameters:
+        """Those to be trained; in layers too, if the model has an encoder."""
+        model = self.model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not isinstance(model, EncoderModel):
+            return Parameters(trained)
+
+        def layers() -> list[list[nn.Parameter]]:
+            image = trained[0].new_zeros(1, self.spec.in_channels, *self.spec.image_size)
+            return [[p for _, p in layer if p.requires_grad] for layer in model.layers(image)]
+
+        return Parameters(trained, layers)
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
         outputs = self(batch["image"])
