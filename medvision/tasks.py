@@ -101,18 +101,17 @@ class SegmentationTask(pl.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it.
 
-        Logs the learning rate of an epoch's last step.
+        Logs the learning rate of an epoch's last step, if `training_step` will not.
         """
         state = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(state).generate_state(1, np.uint64)[0] >> 1))
-        if self.trainer.is_last_batch:
+        if self.trainer.is_last_batch and not self._logs_step():
             self.log("lr", self._rate(), on_step=False, on_epoch=True, batch_size=1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss: Tensor = self._step(batch, "train")[1]
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
-        if every and (self.global_step + 1) % every == 0:  # `log` takes a millisecond, on other steps for nothing
+        if self._logs_step():  # `log` takes a millisecond, on other steps for nothing
             self.log_dict({"train/loss_step": loss, "lr": self._rate()}, batch_size=len(batch["image"]))
         return loss
 
@@ -162,6 +161,11 @@ class SegmentationTask(pl.LightningModule):
             settings = {"scheduler": schedule, "interval": "epoch", "monitor": self.monitor}
             settings["reduce_on_plateau"] = needs_metric(schedule)
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]  # a TypedDict by shape
+
+    def _logs_step(self) -> bool:
+        """Whether the trainer hands the numbers of this step to its loggers."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
+        return bool(every) and (self.global_step + 1) % every == 0
 
     def _rate(self) -> float:
         """The learning rate now, with `optimizer.layer_decay` that of the head."""
