@@ -14,7 +14,6 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
 from torch.utils.serialization import config as serialization
 
@@ -191,7 +190,8 @@ class Average(WeightAveraging):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Follows the model to its device, which it moves to after `setup`."""
-        self._average_model.to(pl_module.device)  # type: ignore[union-attr]  # made by setup
+        # the count of updates stays where asking for it does not wait for a GPU
+        self._average_model.module.to(pl_module.device)  # type: ignore[union-attr]  # made by setup
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the weights to `Checkpoint`, which comes after and keeps both."""
@@ -219,8 +219,8 @@ class EMA(Average):
         if not 0 < decay < 1:
             raise MedvisionError(f"callbacks.average.decay is {decay}; expected a number above 0 and below 1")
 
-        def update(averages: Any, weights: Any, count: Tensor | int) -> None:
-            n = int(count)
+        def update(averages: Any, weights: Any, count: Any) -> None:
+            n = int(self._average_model.n_averaged)  # type: ignore[union-attr]  # it calls this
             now = min(decay, (1 + n) / (10 + n)) if warmup else decay
             get_ema_multi_avg_fn(now)(averages, weights, count)  # type: ignore[no-untyped-call]
 
