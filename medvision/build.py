@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO, Thaw
+from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
@@ -93,7 +93,7 @@ class Run:
         folder, cfg = self._folder, self.config
         checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode)
         lines = EpochLines()
-        callbacks = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
+        callbacks: list[pl.Callback] = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
         loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
         trainer = _make(
             cfg.trainer,
@@ -104,6 +104,9 @@ class Run:
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )
+        for callback in callbacks:
+            if isinstance(callback, Average):
+                callback.check(trainer)
         return trainer, lines
 
     def load_weights(self, path: Path) -> dict[str, Any]:
@@ -204,7 +207,15 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         spec=data.spec,
         channels_last=_channels_last(cfg),
     )
-    _checked(f"optimizer {dict(cfg.optimizer)} with scheduler {dict(cfg.scheduler or {})}", task.configure_optimizers)
+    training = _checked(
+        f"optimizer {dict(cfg.optimizer)} with scheduler {dict(cfg.scheduler or {})}", task.configure_optimizers
+    )
+    every = cfg.trainer.check_val_every_n_epoch
+    if isinstance(training, dict) and training["lr_scheduler"].get("reduce_on_plateau") and every != 1:
+        raise MedvisionError(
+            f"scheduler=plateau steps after each epoch by the validation of that epoch, but "
+            f"trainer.check_val_every_n_epoch is {every}; set it to 1, or choose another schedule"
+        )
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
     run = Run(cfg, data, task)

@@ -2,7 +2,9 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +19,30 @@ FIRST = 0.1
 """What of the learning rate a warm-up begins with."""
 
 
+@dataclass(frozen=True)
+class Parameters(Iterable[nn.Parameter]):
+    """What a model trains, and for whom asks, in layers.
+
+    Attributes:
+        all: Its parameters, in order.
+        layers: Gives the same ones in a list for each layer, from the image to the head; None where the model has no
+            layers.
+    """
+
+    all: list[nn.Parameter]
+    layers: Callable[[], list[list[nn.Parameter]]] | None = None
+
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        """The parameters, as every optimizer takes them."""
+        return iter(self.all)
+
+
 def from_torch(
-    parameters: Iterable[nn.Parameter], name: str, no_decay_on_norms: bool = False, **options: Any
+    parameters: Iterable[nn.Parameter],
+    name: str,
+    no_decay_on_norms: bool = False,
+    layer_decay: float | None = None,
+    **options: Any,
 ) -> Optimizer:
     """An optimizer of torch.
 
@@ -26,19 +50,24 @@ def from_torch(
         parameters: What to train.
         name: A class of `torch.optim`.
         no_decay_on_norms: Whether norms and biases, all with at most one dimension, go without weight decay.
+        layer_decay: Each layer of an encoder learns at this share of the learning rate of the next one, the head at
+            `lr` (ELECTRA, https://arxiv.org/abs/2003.10555); None is one learning rate for all.
         **options: Its own: `lr`, `weight_decay`, ...
 
     Raises:
-        MedvisionError: If there is no such optimizer.
+        MedvisionError: If there is no such optimizer, `layer_decay` is no share or `parameters` have no layers.
     """
     known = {key: value for key, value in vars(torch.optim).items() if isinstance(value, type) and key != "Optimizer"}
     _require(name, known, "torch.optim")
-    optimizer: Optimizer = known[name](_groups(parameters, no_decay_on_norms), **options)
-    return optimizer
+    return _grouped(known[name], parameters, no_decay_on_norms, layer_decay, options)
 
 
 def from_timm(
-    parameters: Iterable[nn.Parameter], name: str, no_decay_on_norms: bool = False, **options: Any
+    parameters: Iterable[nn.Parameter],
+    name: str,
+    no_decay_on_norms: bool = False,
+    layer_decay: float | None = None,
+    **options: Any,
 ) -> Optimizer:
     """An optimizer of timm.
 
@@ -46,16 +75,19 @@ def from_timm(
         parameters: What to train.
         name: One of `timm.optim.list_optimizers()`.
         no_decay_on_norms: Whether norms and biases, all with at most one dimension, go without weight decay.
+        layer_decay: Each layer of an encoder learns at this share of the learning rate of the next one, the head at
+            `lr` (ELECTRA, https://arxiv.org/abs/2003.10555); None is one learning rate for all.
         **options: Its own: `lr`, `weight_decay`, ...
 
     Raises:
-        MedvisionError: If there is no such optimizer, or it needs second derivatives.
+        MedvisionError: If there is no such optimizer, it needs second derivatives, `layer_decay` is no share or
+            `parameters` have no layers.
     """
     _require(name, [str(known) for known in list_optimizers()], "timm")
     if get_optimizer_info(name).second_order:
         raise MedvisionError(f"optimizer.name={name} needs second derivatives, which training does not compute")
-    optimizer: Optimizer = create_optimizer_v2(_groups(parameters, no_decay_on_norms), name, **options)
-    return optimizer
+    make = partial(create_optimizer_v2, opt=name)
+    return _grouped(make, parameters, no_decay_on_norms, layer_decay, options)
 
 
 def _require(name: str, known: Iterable[str], source: str) -> None:
@@ -67,14 +99,43 @@ def _require(name: str, known: Iterable[str], source: str) -> None:
     raise MedvisionError(f"optimizer.name={name}: {source} has no such optimizer; {meant}")
 
 
-def _groups(parameters: Iterable[nn.Parameter], no_decay_on_norms: bool) -> list[Any]:
-    """The parameters, in order; or those with weight decay, then those without, each in order."""
-    listed = list(parameters)
-    if not no_decay_on_norms:
-        return listed
-    decayed: dict[str, Any] = {"params": [p for p in listed if p.ndim > 1]}
-    others = {"params": [p for p in listed if p.ndim <= 1], "weight_decay": 0.0}
-    return [group for group in (decayed, others) if group["params"]]
+def _grouped(
+    make: Callable[..., Optimizer],
+    parameters: Iterable[nn.Parameter],
+    no_decay_on_norms: bool,
+    layer_decay: float | None,
+    options: dict[str, Any],
+) -> Optimizer:
+    """An optimizer with a group for each learning rate and weight decay, layer by layer."""
+    layers = [list(parameters)] if layer_decay is None else _layers(parameters, layer_decay)
+    groups: list[dict[str, Any]] = []
+    above: list[int] = []  # layers between a group and the head
+    for number, layer in enumerate(layers, start=1):
+        new = _by_decay(layer) if no_decay_on_norms else [{"params": layer}]
+        groups += [group for group in new if group["params"]]
+        above += [len(layers) - number for group in new if group["params"]]
+    optimizer = make(groups, **options)
+    if layer_decay is not None:
+        for group, height in zip(optimizer.param_groups, above, strict=True):
+            group["lr"] *= layer_decay**height  # schedules go on from there
+    return optimizer
+
+
+def _by_decay(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Those with weight decay, then those without, each in order."""
+    decayed: dict[str, Any] = {"params": [p for p in parameters if p.ndim > 1]}
+    return [decayed, {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+
+
+def _layers(parameters: Iterable[nn.Parameter], layer_decay: float) -> list[list[nn.Parameter]]:
+    if not isinstance(layer_decay, int | float) or not 0 < layer_decay <= 1:
+        raise MedvisionError(f"optimizer.layer_decay is {layer_decay}; expected null or a share above 0, at most 1")
+    if not isinstance(parameters, Parameters) or parameters.layers is None:
+        raise MedvisionError(
+            f"optimizer.layer_decay={layer_decay} counts the layers of an encoder, and this model has none; set "
+            "optimizer.layer_decay=null, or choose a model with an encoder, such as model=unet or model=unetv2"
+        )
+    return parameters.layers()
 
 
 class WarmUp(LRScheduler):
@@ -128,6 +189,24 @@ class WarmUp(LRScheduler):
             group["lr"] = goal * (1 - (1 - FIRST) * (1 - self.last_epoch / self.epochs))
 
 
+class _InProportion(LRScheduler):
+    """Before a schedule of torch with a floor: it is the fastest group's, and the others keep their ratios to that."""
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """That of the group that learns fastest, and its share for each other one."""
+        rates, base = super().get_lr(), self.base_lrs
+        first = base.index(max(base))
+        return [rates[first] * (each / base[first]) for each in base]
+
+
+class _Cosine(_InProportion, lr_scheduler.CosineAnnealingLR):
+    """In one piece."""
+
+
+class _CosineRestarts(_InProportion, lr_scheduler.CosineAnnealingWarmRestarts):
+    """Again and again."""
+
+
 def needs_metric(schedule: LRScheduler) -> bool:
     """Whether each step has to bring the monitored metric."""
     return isinstance(schedule.after if isinstance(schedule, WarmUp) else schedule, lr_scheduler.ReduceLROnPlateau)
@@ -141,14 +220,14 @@ def constant(optimizer: Optimizer, warmup_epochs: int = 0) -> LRScheduler:
 def cosine(optimizer: Optimizer, epochs: int, eta_min: float = 0.0, warmup_epochs: int = 0) -> LRScheduler:
     """Half a cosine, down to `eta_min` after `epochs`, those of the warm-up included."""
     rest = _rest(epochs, warmup_epochs)
-    return _warmed(lr_scheduler.CosineAnnealingLR(optimizer, rest, eta_min), warmup_epochs)
+    return _warmed(_Cosine(optimizer, rest, eta_min), warmup_epochs)
 
 
 def cosine_restarts(
     optimizer: Optimizer, first: int, growth: int = 1, eta_min: float = 0.0, warmup_epochs: int = 0
 ) -> LRScheduler:
     """Half a cosine over the `first` epochs, then again, each `growth` times as long as the one before."""
-    schedule = lr_scheduler.CosineAnnealingWarmRestarts(optimizer, first, growth, eta_min)
+    schedule = _CosineRestarts(optimizer, first, growth, eta_min)
     return _warmed(schedule, warmup_epochs)
 
 
@@ -183,9 +262,15 @@ def poly(optimizer: Optimizer, epochs: int, power: float = 0.9, warmup_epochs: i
     return _warmed(lr_scheduler.PolynomialLR(optimizer, rest, power), warmup_epochs)
 
 
-def plateau(optimizer: Optimizer, warmup_epochs: int = 0, **options: Any) -> LRScheduler:
-    """Smaller when the monitored metric has not improved, by the options of torch's ReduceLROnPlateau."""
-    return _warmed(lr_scheduler.ReduceLROnPlateau(optimizer, **options), warmup_epochs)
+def plateau(optimizer: Optimizer, min_lr: float = 0.0, warmup_epochs: int = 0, **options: Any) -> LRScheduler:
+    """Smaller when the monitored metric has not improved, by the options of torch's ReduceLROnPlateau.
+
+    `min_lr` is that of the group that learns fastest; the others keep their ratios to it.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    floors = [min_lr * (rate / max(rates)) for rate in rates]
+    # eps, the least change of a learning rate, would hold back the groups that learn slowly
+    return _warmed(lr_scheduler.ReduceLROnPlateau(optimizer, min_lr=floors, eps=0, **options), warmup_epochs)
 
 
 class OneCycle:
@@ -213,7 +298,8 @@ class OneCycle:
         self.epochs, self.initial_divisor, self.final_divisor = epochs, initial_divisor, final_divisor
         if not 0 <= rise < 1:
             raise MedvisionError(f"scheduler.rise is {rise}; expected 0 or more and below 1")
-        self.rise = 1 - _rest(epochs, warmup_epochs) / epochs if warmup_epochs else rise
+        rest = _rest(epochs, warmup_epochs)
+        self.rise = 1 - rest / epochs if warmup_epochs else rise
 
     def __call__(self, optimizer: Optimizer, steps: int | None = None) -> LRScheduler:
         """The schedule of an optimizer over a number of steps; None is one for each epoch."""
@@ -237,8 +323,11 @@ def _between(first: float, last: float, part: float) -> float:
 
 def _rest(epochs: int, warmup_epochs: int) -> int:
     """The epochs after the warm-up."""
-    if not warmup_epochs:
-        return epochs
+    if not isinstance(epochs, int) or epochs < 1:
+        raise MedvisionError(
+            f"scheduler.epochs is {epochs}; expected the number of epochs, 1 or more: set trainer.max_epochs, or "
+            "choose a schedule that needs none, such as scheduler=step or scheduler=none"
+        )
     if warmup_epochs >= epochs:
         raise MedvisionError(
             f"scheduler.warmup_epochs is {warmup_epochs}; expected fewer than the {epochs} epochs of the training"

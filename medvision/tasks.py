@@ -1,6 +1,6 @@
 """LightningModules: how a model is trained and measured."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
 from medvision.metrics import GRID, Overlap, Ranking, histogram
-from medvision.optim import OneCycle, needs_metric
+from medvision.models import EncoderModel
+from medvision.optim import OneCycle, Parameters, needs_metric
 from medvision.spec import DataSpec
 from medvision.tta import TestTimeAugmentation
 
@@ -57,7 +58,7 @@ class Task(pl.LightningModule):
     Args:
         model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
         loss: `loss(outputs, target) -> scalar`.
-        optimizer: Makes the optimizer of the parameters that are to be trained.
+        optimizer: Makes the optimizer of the parameters that are to be trained, an iterable (see `optim.Parameters`).
         scheduler: Makes the learning-rate schedule of an optimizer, stepped each epoch, a `OneCycle` each batch; None
             keeps it constant.
         spec: The facts of the data set.
@@ -75,7 +76,7 @@ class Task(pl.LightningModule):
         self,
         model: nn.Module,
         loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Parameters], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None,
         spec: DataSpec,
         measures: dict[str, Overlap | Ranking],
@@ -111,23 +112,23 @@ class Task(pl.LightningModule):
         """Probabilities (N, K, ...), float32, of normalised images (N, C, H, W): the mean over the views of `tta`."""
         return self.tta(self, self.activate, image)
 
-    def on_train_epoch_start(self) -> None:
-        """Logs the learning rate, which schedules change between epochs."""
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it."""
+        """Makes what a step draws a function of (seed, epoch, step, process): resumption repeats it.
+
+        Logs the learning rate of an epoch's last step, if `training_step` will not.
+        """
         state = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(state).generate_state(1, np.uint64)[0] >> 1))
+        if self.trainer.is_last_batch and not self._logs_step():
+            self.log("lr", self._rate(), on_step=False, on_epoch=True, batch_size=1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         outputs, loss = self._step(batch, "train")
         if "of_train" in self.measures:
             self._measure("train").update(self.activate(outputs.detach()), batch["target"])
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
-        if every and (self.global_step + 1) % every == 0:  # `log` takes a millisecond, on other steps for nothing
-            self.log("train/loss_step", loss, batch_size=len(batch["image"]))
+        if self._logs_step():  # `log` takes a millisecond, on other steps for nothing
+            self.log_dict({"train/loss_step": loss, "lr": self._rate()}, batch_size=len(batch["image"]))
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -146,7 +147,7 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and, if there is one, the schedule."""
-        optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        optimizer = self.optimizer(self._trained())
         if self.scheduler is None:
             return optimizer
         if isinstance(self.scheduler, OneCycle):
@@ -157,6 +158,28 @@ class Task(pl.LightningModule):
             settings = {"scheduler": schedule, "interval": "epoch", "monitor": self.monitor}
             settings["reduce_on_plateau"] = needs_metric(schedule)
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]  # a TypedDict by shape
+
+    def _logs_step(self) -> bool:
+        """Whether the trainer hands the numbers of this step to its loggers."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside of its class
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    def _rate(self) -> float:
+        """The learning rate now, with `optimizer.layer_decay` that of the head."""
+        return float(max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    def _trained(self) -> Parameters:
+        """Those to be trained; in layers too, if the model has an encoder."""
+        model = self.model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not isinstance(model, EncoderModel):
+            return Parameters(trained)
+
+        def layers() -> list[list[nn.Parameter]]:
+            image = trained[0].new_zeros(1, self.spec.in_channels, *self.spec.image_size)
+            return [[p for _, p in layer if p.requires_grad] for layer in model.layers(image)]
+
+        return Parameters(trained, layers)
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
         outputs = self(batch["image"])
@@ -203,7 +226,7 @@ class SegmentationTask(Task):
         self,
         model: nn.Module,
         loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Parameters], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None,
         spec: DataSpec,
         monitor: str = "val/jaccard_image",
@@ -250,7 +273,7 @@ class ClassificationTask(Task):
         self,
         model: nn.Module,
         loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Parameters], Optimizer],
         scheduler: Callable[[Optimizer], Any] | None,
         spec: DataSpec,
         monitor: str = "val/accuracy",

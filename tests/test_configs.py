@@ -14,6 +14,7 @@ from torch import nn
 from medvision import cli
 from medvision.build import build, build_data, keep_freed_memory
 from medvision.errors import MedvisionError
+from medvision.models import EncoderModel
 from medvision.runs import RunFolder
 from medvision.tasks import ClassificationTask, SegmentationTask
 
@@ -215,6 +216,23 @@ def test_models_learn_from_data(model, data, prepared):
     assert probability.min() >= 0 and probability.max() <= 1
     if spec.kind == "multiclass":
         torch.testing.assert_close(probability.sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_the_optimizer_has_each_parameter_once_layer_by_layer(model):
+    overrides = [f"model={model}", *beside("model", model), "optimizer.no_decay_on_norms=true", *SMALL]
+    if not isinstance(build(compose(*overrides)).task.model, EncoderModel):
+        with pytest.raises(
+            MedvisionError, match=r"optimizer.layer_decay=0.5 counts the layers of an encoder, and this"
+        ):
+            build(compose(*overrides, "optimizer.layer_decay=0.5"))
+        return
+    task = build(compose(*overrides, "optimizer.layer_decay=0.5", "model.freeze_encoder=2")).task
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    trained = [p for group in groups for p in group["params"]]
+    assert len(trained) == len(set(trained)) and set(trained) == {p for p in task.parameters() if p.requires_grad}
+    rates = sorted({group["lr"] for group in groups}, reverse=True)
+    assert len(rates) > 4 and rates == [1e-3 * 0.5**n for n in range(len(rates))]
 
 
 def test_defaults():

@@ -14,9 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from medvision import optim
-from medvision.callbacks import Checkpoint, PlainCheckpointIO
+from medvision.callbacks import Checkpoint, PlainCheckpointIO, Thaw
 from medvision.errors import MedvisionError
+from medvision.logger import HistoryLogger, read_history
 from medvision.losses import SegmentationLoss
+from medvision.models import SMP, EncoderModel, UNetFamily, UNetPP, UNetV2
 from medvision.spec import DataSpec
 from medvision.tasks import SegmentationTask
 
@@ -168,6 +170,9 @@ def test_cosine_is_torchs_own_bit_for_bit():
         (partial(optim.poly, epochs=5, warmup_epochs=-1), "warmup_epochs is -1; expected 0 or a positive int"),
         (partial(optim.step, every=5, gamma=0.1, warmup_epochs=1.5), "warmup_epochs is 1.5; expected 0 or a positive"),
         (partial(optim.multistep, milestones=[3, 9], gamma=0.1, warmup_epochs=3), r"milestones is \[3, 9\]; expected"),
+        (partial(optim.cosine, epochs=-1), "scheduler.epochs is -1; expected .*: set trainer.max_epochs, or choose a"),
+        (partial(optim.poly, epochs=None), "scheduler.epochs is None; expected the number of epochs, 1 or more"),
+        (lambda _: optim.OneCycle(epochs=-1), "scheduler.epochs is -1; expected the number of epochs, 1 or more"),
         (lambda _: optim.OneCycle(epochs=5, rise=1), "rise is 1; expected 0 or more and below 1"),
         (lambda _: optim.OneCycle(epochs=5, warmup_epochs=7), "warmup_epochs is 7; expected fewer than the 5 epochs"),
     ],
@@ -199,24 +204,29 @@ class Rates(pl.Callback):
     """The learning rate of each step, and what was logged of it."""
 
     def __init__(self):
-        self.steps, self.logged = [], []
+        self.steps, self.groups, self.logged = [], [], []
 
     def on_train_batch_start(self, trainer, *_):
-        self.steps.append(trainer.optimizers[0].param_groups[0]["lr"])
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        self.steps.append(max(rates))
+        self.groups.append([rate / max(rates) for rate in rates])
 
     def on_train_epoch_end(self, trainer, *_):
         self.logged.append(float(trainer.callback_metrics["lr"]))
 
 
-def fit(folder, make, epochs, stop=None, accumulate=1, monitor="val/loss"):
-    """Rates of a training on 6 batches, stopped after an epoch and resumed if asked for."""
+def dots(model, optimizer, make=None, monitor="val/loss"):
     spec = DataSpec("dots", ("dot",), "binary", in_channels=1, num_outputs=1, image_size=(4, 4))
+    return SegmentationTask(model, SegmentationLoss({"bce": 1}), optimizer, make, spec, monitor, "min")
+
+
+def fit(folder, make, epochs, stop=None, accumulate=1, every=4, model=Dot, optimizer=None):
+    """Rates of a training on 6 batches, stopped after an epoch and resumed if asked for."""
     items = [{"image": torch.ones(1, 4, 4), "target": torch.ones(1, 4, 4)}] * 6
     rates = Rates()
+    folder.mkdir(exist_ok=True)
     for limit, path in [(epochs, None)] if stop is None else [(stop, None), (None, folder / "last.ckpt")]:
-        task = SegmentationTask(
-            Dot(), SegmentationLoss({"bce": 1}), partial(torch.optim.SGD, lr=LR), make, spec, monitor, "min"
-        )
+        task = dots(model(), optimizer or partial(torch.optim.SGD, lr=LR), make)
 
         class Stop(pl.Callback):
             def on_train_epoch_end(self, trainer, *_, limit=limit):
@@ -226,9 +236,10 @@ def fit(folder, make, epochs, stop=None, accumulate=1, monitor="val/loss"):
             max_epochs=epochs,
             accelerator="cpu",
             accumulate_grad_batches=accumulate,
-            callbacks=[rates, Stop(), Checkpoint(folder, monitor, "min")],
+            callbacks=[Thaw(), rates, Stop(), Checkpoint(folder, "val/loss", "min")],
             plugins=[PlainCheckpointIO()],
-            logger=False,
+            logger=HistoryLogger(folder / "metrics.csv"),
+            log_every_n_steps=every,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -255,7 +266,21 @@ def test_lightning_steps_onecycle_each_batch(tmp_path, accumulate, stop):
     each = -(-6 // accumulate)  # optimizer steps of an epoch
     expected = [onecycle(e * each + batch // accumulate, 5 * each, 0.3) for e in range(5) for batch in range(6)]
     np.testing.assert_allclose(rates.steps, expected, rtol=1e-9)
-    np.testing.assert_allclose(rates.logged, expected[::6], rtol=1e-6)
+    np.testing.assert_allclose(rates.logged, expected[5::6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+@pytest.mark.parametrize(("accumulate", "every"), [(1, 4), (2, 2), (1, 6), (1, 50)])
+def test_what_is_logged_of_onecycle_is_its_closed_form(tmp_path, accumulate, every, stop):
+    fit(tmp_path, optim.OneCycle(4), 4, stop, accumulate, every)
+    steps = 4 * 6 // accumulate
+    ends = [(e + 1) * steps // 4 - 1 for e in range(4)]
+    found = [
+        (epoch, step, value) for epoch, step, name, value in read_history(tmp_path / "metrics.csv") if name == "lr"
+    ]
+    assert [row[1] for row in found] == sorted({*range(every - 1, steps, every), *ends})
+    assert [row[0] for row in found] == [step * 4 // steps + 1 for _, step, _ in found]
+    np.testing.assert_allclose([row[2] for row in found], [onecycle(row[1], steps, 0.3) for row in found], rtol=1e-6)
 
 
 @pytest.mark.parametrize("stop", [None, 1, 3])
@@ -264,6 +289,215 @@ def test_lightning_hands_plateau_its_metric(tmp_path, stop):
     rates = fit(tmp_path, never, 6, stop)
     expected = [0.1, 0.55, 1, 1, 0.5, 0.25]
     np.testing.assert_allclose(rates.logged, [LR * part for part in expected], rtol=1e-6)
+
+
+# Gradients of several batches
+
+
+class Blur(nn.Module):
+    """No batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.GELU(), nn.Conv2d(3, 1, 1))
+
+    def forward(self, image):
+        return self.layers(image)
+
+
+@pytest.mark.parametrize("scheduler", [None, optim.OneCycle(2)])
+def test_two_accumulated_batches_are_one_of_twice_the_size(scheduler):
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(12, 1, 4, 4, generator=draw)
+    items = [{"image": image, "target": (image > 0).float()} for image in images]
+    ends = []
+    for batch, accumulate in ((4, 1), (2, 2), (2, 1)):
+        task = dots(Blur(), partial(torch.optim.AdamW, lr=0.01), scheduler)
+        trainer = pl.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=0.1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(task, DataLoader(items, batch_size=batch))
+        assert trainer.global_step == 24 // (batch * accumulate)
+        ends.append(torch.cat([p.detach().flatten() for p in task.model.parameters()]))
+    whole, accumulated, halves = ends
+    torch.testing.assert_close(accumulated, whole, rtol=1e-5, atol=1e-7)
+    assert (halves - whole).abs().max() > 1e-3
+
+
+# Layers that learn at rates of their own
+
+
+LAYERED = {  # an encoder, and a parameter of each of some layers with the layers between it and the head
+    "resnet18": (
+        lambda **options: SMP(encoder="resnet18", **options),
+        {"conv1.weight": 9, "bn1.bias": 9, "layer1.0.conv1.weight": 8, "layer2.0.downsample.0.weight": 6}
+        | {"layer4.1.bn2.weight": 1},
+    ),
+    "pvt_v2_b0": (
+        lambda **options: UNetV2("pvt_v2_b0", channels=8, **options),
+        {"patch_embed.proj.weight": 9, "stages_0.blocks.0.attn.q.weight": 8, "stages_0.norm.bias": 6}
+        | {"stages_1.downsample.proj.weight": 6, "stages_3.blocks.1.mlp.fc1.weight": 1, "stages_3.norm.weight": 1},
+    ),
+    "convnext_atto": (
+        lambda **options: UNetFamily("convnext_atto", width=4, **options),
+        {"model.stem_0.weight": 13, "model.stages_0.blocks.0.gamma": 12, "model.stages_1.downsample.1.weight": 10}
+        | {"model.stages_3.blocks.1.mlp.fc2.bias": 1},
+    ),
+    "plain": (
+        lambda **options: UNetFamily(width=4, depth=2, **options),
+        {"stages.0.conv1.weight": 3, "stages.1.norm2.bias": 2, "stages.2.conv2.weight": 1},
+    ),
+}
+
+
+def task_of(model, **options):
+    spec = DataSpec("dots", ("dot",), "binary", in_channels=3, num_outputs=1, image_size=(32, 48))
+    optimizer = options.pop("optimizer", None) or partial(optim.from_torch, name="AdamW", lr=1e-3, **options)
+    return SegmentationTask(model, SegmentationLoss({"bce": 1}), optimizer, options.pop("scheduler", None), spec)
+
+
+@pytest.mark.parametrize("no_decay", [False, True])
+@pytest.mark.parametrize("name", LAYERED)
+def test_each_layer_learns_at_a_share_of_the_next_ones_rate(name, no_decay):
+    make, expected = LAYERED[name]
+    model = make()
+    optimizer = task_of(model, layer_decay=0.75, no_decay_on_norms=no_decay).configure_optimizers()
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    for parameter, above in expected.items():
+        weight = model.get_submodule(model.encoder_at).get_parameter(parameter)
+        assert groups[weight]["lr"] == pytest.approx(1e-3 * 0.75**above, rel=1e-12), parameter
+        assert groups[weight]["weight_decay"] == (0 if no_decay and weight.ndim <= 1 else 0.01)
+    head = [p for n, p in model.named_parameters() if not n.startswith(f"{model.encoder_at}.")]
+    assert {groups[p]["lr"] for p in head} == {1e-3}
+    listed = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(listed) == len(groups) and groups.keys() == set(model.parameters())
+    layers = 1 + max(expected.values())
+    assert len(optimizer.param_groups) == layers * (2 if no_decay else 1)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_a_frozen_encoder_leaves_the_head_alone_and_one_that_thaws_is_there_from_the_beginning(name):
+    make, expected = LAYERED[name]
+    model = make(freeze_encoder=True)
+    optimizer = task_of(model, layer_decay=0.5).configure_optimizers()
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+    assert {p for group in optimizer.param_groups for p in group["params"]} == {
+        p for p in model.parameters() if p.requires_grad
+    }
+    optimizer = task_of(make(freeze_encoder=2), layer_decay=0.5).configure_optimizers()
+    assert min(group["lr"] for group in optimizer.param_groups) == 1e-3 * 0.5 ** max(expected.values())
+
+
+@pytest.mark.parametrize("decay", [1, 1.0])
+def test_a_share_of_one_is_one_rate(decay):
+    model = LAYERED["plain"][0]()
+    (plain,) = task_of(model).configure_optimizers().param_groups
+    layered = task_of(model, layer_decay=decay).configure_optimizers().param_groups
+    assert {group["lr"] for group in layered} == {plain["lr"]} and len(layered) == 4
+    assert [p for group in layered for p in group["params"]] == plain["params"]
+
+
+def test_an_optimizer_that_knows_no_layers_gets_all_parameters():
+    model = LAYERED["plain"][0]()
+    (group,) = task_of(model, optimizer=partial(torch.optim.AdamW, lr=0.1)).configure_optimizers().param_groups
+    assert group["params"] == [*model.parameters()]
+
+
+def test_timm_and_a_rate_of_the_library():
+    model = LAYERED["plain"][0]()
+    for make in (partial(optim.from_timm, name="lion"), partial(optim.from_torch, name="Adam")):
+        lr = make(model.parameters()).defaults["lr"]
+        groups = task_of(model, optimizer=partial(make, layer_decay=0.5)).configure_optimizers().param_groups
+        assert [group["lr"] for group in groups] == [lr / 8, lr / 4, lr / 2, lr]
+
+
+@pytest.mark.parametrize("decay", [0, -0.5, 1.5, "0.75", [0.5]])
+def test_a_share_that_is_none_is_refused(decay):
+    with pytest.raises(
+        MedvisionError, match=r"optimizer.layer_decay is .*; expected null or a share above 0, at most 1"
+    ):
+        task_of(LAYERED["plain"][0](), layer_decay=decay).configure_optimizers()
+
+
+def test_a_model_without_an_encoder_is_refused():
+    message = "optimizer.layer_decay=0.75 counts the layers of an encoder, and this model has none; set"
+    with pytest.raises(MedvisionError, match=message):
+        task_of(UNetPP(channels=(4, 8)), layer_decay=0.75).configure_optimizers()
+    with pytest.raises(MedvisionError, match=message):
+        optim.from_torch(nn.Linear(2, 2).parameters(), "SGD", lr=0.1, layer_decay=0.75)
+
+
+RATIOS = [0.001, 0.01, 0.1, 1]  # the floors of cosine and plateau are above the rates of some layers
+ALL = {name: make for name, (make, _) in SCHEDULES.items()} | {
+    "plateau": partial(optim.plateau, factor=0.5, patience=0, min_lr=0.01),
+    "onecycle": lambda optimizer, warmup_epochs: optim.OneCycle(EPOCHS, warmup_epochs=warmup_epochs)(optimizer, 60),
+}
+
+
+class Layered(Course):
+    """One weight in each of four layers; its learning rates are rows."""
+
+    def __init__(self, make):
+        weights = [[nn.Parameter(torch.ones(2))] for _ in RATIOS]
+        given = optim.Parameters([w for (w,) in weights], lambda: weights)
+        self.optimizer = optim.from_torch(given, "SGD", lr=LR, layer_decay=0.1)
+        self.schedule = make(self.optimizer)
+        self.metric = [0.0] if optim.needs_metric(self.schedule) else []
+
+    def run(self, steps):
+        rates = []
+        for _ in range(steps):
+            rates.append([group["lr"] for group in self.optimizer.param_groups])
+            self.optimizer.step()
+            self.schedule.step(*self.metric)
+        return rates
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("name", ALL)
+def test_a_schedule_keeps_the_ratios_of_the_layers(name, warmup, monkeypatch):
+    make = partial(ALL[name], warmup_epochs=warmup)
+    rates = Layered(make).run(EPOCHS)
+    np.testing.assert_allclose(rates, [[row[-1] * ratio for ratio in RATIOS] for row in rates], rtol=1e-9)
+    alone = Course(make)
+    metrics = [0.0] * EPOCHS if name == "plateau" else None
+    np.testing.assert_allclose([row[-1] for row in rates], alone.run(EPOCHS, metrics), rtol=1e-12)
+    monkeypatch.setattr(f"{__name__}.Course", Layered)
+    for stop in (3, 5, 12):
+        course = Layered(make)
+        assert course.run(stop) + course.resumed(make).run(EPOCHS - stop) == rates
+
+
+class Deep(EncoderModel):
+    """Two layers of one weight, and a head of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1))
+        self.out = nn.Conv2d(1, 1, 1)
+        self._begin("none", False, 3)
+
+    def forward(self, image):
+        return self.out(self.encoder(image))
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+@pytest.mark.parametrize("make", [optim.OneCycle(4, warmup_epochs=1), partial(optim.plateau, patience=0, mode="max")])
+def test_lightning_trains_layers_that_thaw(tmp_path, make, stop):
+    optimizer = partial(optim.from_torch, name="SGD", lr=LR, layer_decay=0.25)
+    rates = fit(tmp_path, make, 4, stop, model=Deep, optimizer=optimizer)
+    np.testing.assert_allclose(rates.groups, [[1 / 16, 1 / 4, 1]] * 24, rtol=1e-9)
+    alone = fit(tmp_path / "alone", make, 4, optimizer=partial(optim.from_torch, name="SGD", lr=LR))
+    np.testing.assert_allclose(rates.steps, alone.steps, rtol=1e-12)
+    np.testing.assert_allclose(rates.logged, rates.steps[5::6], rtol=1e-6)
 
 
 # Optimizers

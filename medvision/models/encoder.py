@@ -41,6 +41,57 @@ class EncoderModel(Network):
             self.get_submodule(self.encoder_at).eval()
         return self
 
+    def layers(self, image: Tensor) -> list[list[tuple[str, nn.Parameter]]]:
+        """All parameters by layer, as the image passes them: those before the first block, each block, all the rest.
+
+        A block is what a list of the encoder repeats: a residual or a transformer block, or else a convolution. With
+        it is what leads to it from the block before, such as a downsampling; with the last one, what follows it in the
+        encoder. The rest are decoder and head, or the head of a classifier. These are the layers of ELECTRA
+        (https://arxiv.org/abs/2003.10555) and BEiT (https://arxiv.org/abs/2106.08254).
+
+        Args:
+            image: (N, C, H, W), of a size to train on. The network is run on it once: libraries do not say in which
+                order an encoder uses its parts.
+
+        Returns:
+            (name, parameter) of each parameter, once, in a list for each layer; none is empty.
+        """
+        encoder = self.get_submodule(self.encoder_at)
+        blocks = _blocks(encoder)
+        holders = [m for m in encoder.modules() if m in blocks or any(True for _ in m.parameters(recurse=False))]
+        # A block is called as a whole or through its parts; either says when it has its turn.
+        block_of = {part: block for block in blocks for part in block.modules()}
+        turns: dict[nn.Module, None] = {}
+
+        def note(holder: nn.Module, _: object) -> None:
+            turns.setdefault(block_of.get(holder, holder))
+
+        hooks = [holder.register_forward_pre_hook(note) for holder in holders]
+        training = self.training
+        try:
+            with torch.no_grad():
+                self.eval().forward(image)
+        finally:
+            self.train(training)
+            for hook in hooks:
+                hook.remove()
+        layers: list[list[nn.Parameter]] = [[]]
+        between: list[nn.Parameter] = []
+        for module in turns:
+            between += module.parameters(recurse=module in blocks)
+            if module in blocks:
+                layers.append(between)
+                between = []
+            elif len(layers) == 1:
+                layers[0] += between
+                between = []
+        # What was not used, such as a level that the decoder does not ask for, gets no gradient anyway.
+        layers[-1] += [*between, *encoder.parameters()]
+        layers.append([*self.parameters()])
+        left = {parameter: name for name, parameter in self.named_parameters()}
+        named = [[(left.pop(p), p) for p in layer if p in left] for layer in layers]
+        return [layer for layer in named if layer]
+
     def _begin(self, init: str, pretrained: bool, freeze_encoder: bool | int) -> None:
         """Finish the construction.
 
@@ -89,3 +140,18 @@ def fix_unused(module: nn.Module, image: Tensor) -> None:
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
+
+
+def _blocks(encoder: nn.Module) -> set[nn.Module]:
+    """The innermost modules that stand in a list of modules and are made of layers; without any, single layers."""
+    lists = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    elements = {child for module in encoder.modules() if isinstance(module, lists) for child in module.children()}
+    convolved = {module for module in elements if _weighs(module)}
+    made = {m for m in convolved if not isinstance(m, lists) and any(_weighs(child) for child in m.children())}
+    inner = {module for module in made if made.isdisjoint([*module.modules()][1:])}
+    return inner or {module for module in convolved if not any(module.children())}
+
+
+def _weighs(module: nn.Module) -> bool:
+    """Whether it has a matrix or kernel, as no norm has."""
+    return any(parameter.ndim > 1 for parameter in module.parameters())

@@ -9,8 +9,12 @@ import torch
 
 VARIANTS = {
     "cosine": ["scheduler=cosine", "data.num_workers=2"],
-    "plateau": ["scheduler=plateau", "scheduler.patience=0", "data.num_workers=0", "optimizer=sgd"],
+    "plateau": [
+        *["scheduler=plateau", "scheduler.patience=0", "data.num_workers=0", "optimizer=sgd", "callbacks=ema"],
+        *["trainer.accumulate_grad_batches=2", "model.freeze_encoder=2", "optimizer.layer_decay=0.75"],
+    ],
 }
+PARTS = ["state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"]
 SAME = ["metrics.json", "metrics.csv", "results_val.csv", "results_test.csv", "splits.json"]
 
 
@@ -66,7 +70,8 @@ def test_killed_and_resumed_equals_uninterrupted(cli, tiny, variant):
         assert (broken / name).read_text() == (whole / name).read_text(), name
     for name in ("best", "last"):
         one, other = (torch.load(f / "checkpoints" / f"{name}.ckpt", weights_only=True) for f in (whole, broken))
-        for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert one.keys() == other.keys() and ("averaging_state" in one) == (variant == "plateau")
+        for part in [part for part in PARTS if part in one]:
             assert flat(one[part]).keys() == flat(other[part]).keys()
             for key, value in flat(one[part]).items():
                 twin = flat(other[part])[key]
