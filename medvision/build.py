@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from medvision.callbacks import Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
@@ -173,12 +174,26 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         optimizer=_make(cfg.optimizer, "optimizer"),
         scheduler=_make(cfg.scheduler, "scheduler") if cfg.scheduler else None,
         spec=data.spec,
-        channels_last=_channels_last(cfg),
+        channels_last=channels_last(cfg),
     )
     _checked(f"optimizer {dict(cfg.optimizer)} with scheduler {dict(cfg.scheduler or {})}", task.configure_optimizers)
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
     return Run(cfg, data, task)
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Makes the model of a composed config alone, as `build` makes it, with no weights from elsewhere.
+
+    Raises:
+        MedvisionError: If anything in it is refused.
+    """
+    cfg = _resolved(cfg)
+    for key in cfg.model:
+        if str(key).endswith("_weights"):
+            cfg.model[key] = None
+    model: nn.Module = _make(cfg.model, "model")
+    return model
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
@@ -273,5 +288,6 @@ def _checked(label: str, make: Callable[[], Any]) -> Any:
         raise MedvisionError(f"{label} cannot be made ({type(cause).__name__}: {cause})") from error
 
 
-def _channels_last(cfg: DictConfig) -> bool:
+def channels_last(cfg: DictConfig) -> bool:
+    """Whether tensors are kept in the memory order that 16-bit convolutions are fast in."""
     return "16" in str(cfg.trainer.precision) if cfg.channels_last == "auto" else bool(cfg.channels_last)

@@ -18,9 +18,7 @@ def as_size(size: int | Sequence[int]) -> tuple[int, int]:
     """
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise MedvisionError(
-            f"image size is {size!r}; expected a positive int or [height, width], e.g. data.image_size=[192,256]"
-        )
+        raise MedvisionError(f"image size is {size!r}; expected a positive int or [height, width], e.g. [192,256]")
     return pair[0], pair[1]
 
 

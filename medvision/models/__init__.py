@@ -1,23 +1,18 @@
-"""Segmentation networks: torch modules that answer logits for images of any size."""
+"""Segmentation networks: torch modules that answer logits for images of any size.
 
-from medvision.models.encoder import EncoderModel
-from medvision.models.initialise import initialise
-from medvision.models.smp import SMP
-from medvision.models.unet_family import UNetFamily
-from medvision.models.unet_isensee import UNetIsensee
-from medvision.models.unetpp import UNetPP
-from medvision.models.unetv2 import UNetV2
-from medvision.models.weights import WeightReport, load_encoder_weights, load_published
+The names are those of `medvision.models.public`. They are imported when one is first asked for, since Python imports
+this package before `python -m medvision.models`, whose quick answers need no torch.
+"""
 
-__all__ = [
-    "SMP",
-    "EncoderModel",
-    "UNetFamily",
-    "UNetIsensee",
-    "UNetPP",
-    "UNetV2",
-    "WeightReport",
-    "initialise",
-    "load_encoder_weights",
-    "load_published",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medvision.models.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """A public name (PEP 562)."""
+    if name.startswith("_") or name not in (public := import_module("medvision.models.public")).__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(public, name)

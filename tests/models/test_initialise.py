@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
-from medvision.models import SMP, UNetFamily, UNetIsensee, UNetPP, UNetV2, initialise
-from medvision.models.initialise import RULES
+from medvision.models import SMP, UNetFamily, UNetIsensee, UNetPP, UNetV2
+from medvision.models.initialise import RULES, initialise
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {
     "smp": lambda **options: SMP(encoder="resnet18", **options),
