@@ -41,6 +41,8 @@ def start(configs: list[DictConfig], _folder: Path, overrides: list[str]) -> Non
         MedvisionError: If a word has no sense, or, after the table, if a model could not be measured.
     """
     cfg = configs[0]
+    if losses := [o for o in overrides if o.startswith("loss")]:
+        raise MedvisionError(f"{losses[0]}: the steps measured here have a loss of their own; leave it out")
     size = _checked(cfg)
     trainings = _trainings(cfg, size, overrides)
     device = _device(cfg.device)
@@ -191,7 +193,7 @@ def _title(settings: Mapping[str, Any], steps: int) -> str:
     """What the numbers are of, and what they are not."""
     resident = "resident memory, so not exact" if settings["device"] == "cpu" else "what PyTorch allocated"
     return (
-        "{height}x{width}, batch {batch_size}, {in_channels} channels, {num_outputs} outputs, {precision}, {device}, "
+        "{height}x{width}, batch {batch_size}, {in_channels} channels in, {num_outputs} out, {precision}, {device}, "
         "{threads} threads\n"
     ).format(**settings) + (
         f"multiply-adds: of one image; ms: of a step, median of {steps}; MB: peak of a step with the model, {resident}"
