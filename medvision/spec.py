@@ -10,15 +10,17 @@ Kind = Literal["binary", "multilabel", "multiclass"]
 Target = Literal["mask", "label"]
 
 
-def as_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels from one number (square) or a pair `[h, w]`.
+def as_size(size: int | Sequence[int], option: str = "data.image_size") -> tuple[int, int]:
+    """Height and width in pixels from one number (square) or a pair `[h, w]`, as `option` gives it.
 
     Raises:
         MedvisionError: If it is neither, or not positive.
     """
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise MedvisionError(f"image size is {size!r}; expected a positive int or [height, width], e.g. [192,256]")
+        raise MedvisionError(
+            f"image size is {size!r}; expected a positive int or [height, width], e.g. {option}=[192,256]"
+        )
     return pair[0], pair[1]
 
 

@@ -75,7 +75,7 @@ def _checked(cfg: DictConfig) -> tuple[int, int]:
         if Path(cfg.output).suffix != ".csv":
             raise MedvisionError(f"output={cfg.output}: expected the name of a .csv file")
         writable_folder(Path(cfg.output).parent, "output=<file.csv>")
-    return as_size([*cfg.image_size] if isinstance(cfg.image_size, ListConfig) else cfg.image_size)
+    return as_size([*cfg.image_size] if isinstance(cfg.image_size, ListConfig) else cfg.image_size, "image_size")
 
 
 def _trainings(cfg: DictConfig, size: tuple[int, int], overrides: list[str]) -> dict[str, DictConfig]:

@@ -170,7 +170,10 @@ def test_a_refused_model_has_its_row_and_the_others_theirs(answers, tmp_path, ca
         ("steps=0", "steps=0: expected a whole number of 1 or more"),
         ("batch_size=null", "batch_size=None: expected a whole number"),
         ("threads=true", "threads=True: expected a whole number"),
-        ("image_size=[1,2,3]", r"image size is \[1, 2, 3\]; expected a positive int or \[height, width\]"),
+        (
+            "image_size=[1,2,3]",
+            r"image size is \[1, 2, 3\]; expected a positive int or .*, e.g. image_size=\[192,256\]",
+        ),
         ("output=table.txt", "output=table.txt: expected the name of a .csv file"),
         ("output=/proc/none/table.csv", "cannot write to /proc/none .*output=<file.csv>"),
         ("loss=dice", "loss=dice: .*leave it out"),
