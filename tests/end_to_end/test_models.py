@@ -33,18 +33,21 @@ def own(tmp_path_factory):
     return folder
 
 
-def read(path):
-    with path.open() as file:
-        return {row["model"]: row for row in csv.DictReader(file)}
-
-
-def test_models_are_measured(cli, own):
+def test_models_are_measured_and_one_that_does_not_fit_says_so(cli, own):
     words = ["image_size=[32,64]", "batch_size=2", "steps=1", "threads=1", "device=cpu", "output=costs.csv"]
-    shown = cli("models", "--config-dir", str(own), "model=broad,point", *words).stdout
-    assert shown.index("measuring broad (1 of 2)") < shown.index("| point") < shown.index("| broad")
-    assert "resident memory, so not exact" in shown and "numbers: costs.csv" in shown
-    rows = read(cli.root / "costs.csv")
-    point, broad = rows["point"], rows["broad"]
+    done = cli("models", "--config-dir", str(own), "model=wrong,broad,point", *words, code=1)
+    order = [
+        "measuring wrong (1 of 3)",
+        "measuring point (3 of 3)",
+        "| point",
+        "| broad",
+        "| wrong",
+        "numbers: costs.csv",
+    ]
+    assert sorted(order, key=done.stdout.index) == order
+    with (cli.root / "costs.csv").open() as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    point, broad, wrong = rows["point"], rows["broad"], rows["wrong"]
     assert (point["parameters"], point["multiply_adds"]) == ("4", str(32 * 64 * 3))
     weights = 512 * 3 * 31**2
     assert (broad["parameters"], broad["multiply_adds"]) == (str(weights), str(32 * 64 * weights))
@@ -53,16 +56,10 @@ def test_models_are_measured(cli, own):
     assert 4 * weights + output < inference < training < 20 * (4 * weights + output)
     assert training > 4 * 4 * weights + output  # with gradients and AdamW's two moments
     assert 0 <= int(point["inference_bytes"]) <= int(point["training_bytes"]) < 5e6
-    assert all(float(row[f"{step}_seconds"]) > 0 for row in rows.values() for step in ("training", "inference"))
-
-
-def test_a_model_that_does_not_fit_says_so(cli, own):
-    words = ["image_size=32", "batch_size=2", "steps=1", "device=cpu", "output=fit.csv"]
-    done = cli("models", "--config-dir", str(own), "model=wrong,point", *words, code=1)
+    assert all(float(row[f"{step}_seconds"]) > 0 for row in (point, broad) for step in ("training", "inference"))
+    assert "shapes cannot be multiplied" in wrong["error"] and wrong["parameters"] == ""
+    assert wrong["error"] in done.stdout and point["error"] == ""
     assert "error: not measured: wrong; the table says why" in done.stderr and "Traceback" not in done.stderr
-    rows = read(cli.root / "fit.csv")
-    assert "shapes cannot be multiplied" in rows["wrong"]["error"] and rows["wrong"]["parameters"] == ""
-    assert rows["point"]["parameters"] == "4" and rows["wrong"]["error"] in done.stdout
 
 
 def test_help_and_misspellings(cli):
