@@ -101,7 +101,7 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
     terminal = sys.stdout.isatty()
     table = Table(box=box.ROUNDED if terminal else box.ASCII2)
     for n, name in enumerate(header):
-        table.add_column(name, justify="left" if n in words else "right")
+        table.add_column(name, justify="left" if n in words else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # [ and ] are no markup
     print(title)
