@@ -205,7 +205,7 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         optimizer=_make(cfg.optimizer, "optimizer"),
         scheduler=_make(cfg.scheduler, "scheduler") if cfg.scheduler else None,
         spec=data.spec,
-        channels_last=_channels_last(cfg),
+        channels_last=channels_last(cfg),
     )
     training = _checked(
         f"optimizer {dict(cfg.optimizer)} with scheduler {dict(cfg.scheduler or {})}", task.configure_optimizers
@@ -222,6 +222,20 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)
     return run
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Makes the model of a composed config alone, as `build` makes it, with no weights from elsewhere.
+
+    Raises:
+        MedvisionError: If anything in it is refused.
+    """
+    cfg = _resolved(cfg)
+    for key in cfg.model:
+        if str(key).endswith("_weights"):
+            cfg.model[key] = None
+    model: nn.Module = _make(cfg.model, "model")
+    return model
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
@@ -322,5 +336,6 @@ def _blank(spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.zeros(1, dtype=torch.int64) if spec.kind == "multiclass" else logits
 
 
-def _channels_last(cfg: DictConfig) -> bool:
+def channels_last(cfg: DictConfig) -> bool:
+    """Whether tensors are kept in the memory order that 16-bit convolutions are fast in."""
     return "16" in str(cfg.trainer.precision) if cfg.channels_last == "auto" else bool(cfg.channels_last)

@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -37,7 +38,8 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
 
     Args:
         verb: Its module below `medvision` and its primary config.
-        action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed.
+        action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed,
+            `--config-dir` as Hydra's override `hydra.searchpath`.
         several: A group of which a list of choices may be typed; `action` is then called with a list of configs.
     """
     arguments = get_args_parser().parse_args()
@@ -47,8 +49,8 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
-        variants = _variants(arguments.overrides, several)
-        configs = [compose(verb, overrides, arguments.config_dir) for overrides in variants]
+        typed = [*arguments.overrides, *_searchpath(arguments.config_dir)]
+        configs = [compose(verb, overrides) for overrides in variants(typed, several)]
         cfg = configs[0]
         if str(cfg.hydra.mode).endswith("MULTIRUN"):
             _hand_to_hydra(verb, arguments.overrides)
@@ -57,11 +59,11 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
         for config in configs:
             with open_dict(config):
                 del config["hydra"]
-        action(configs if several else cfg, folder, arguments.overrides)
+        action(configs if several else cfg, folder, typed)
 
 
-def _variants(overrides: list[str], group: str | None) -> list[list[str]]:
-    """The overrides once for each choice in `group=a,b` or `group=[a,b]`."""
+def variants(overrides: list[str], group: str | None) -> list[list[str]]:
+    """The overrides once for each choice in `group=a,b` or `group=[a,b]`, which comes last."""
     listed = [o for o in overrides if group and o.startswith(f"{group}=")]
     if not listed:
         return [overrides]
@@ -76,14 +78,33 @@ def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) 
     Raises:
         MedvisionError: If an override is misspelled, with the nearest name.
     """
-    if config_dir:
-        if not Path(config_dir).is_dir():
-            raise MedvisionError(f"--config-dir {config_dir} is no folder")
-        overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    overrides = [*overrides, *_searchpath(config_dir)]
     try:
         return _compose(verb, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise MedvisionError(_explain(error, verb, overrides)) from error
+
+
+def choices(group: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The choices of a group, sorted: its configs but for parts, which begin with `_`.
+
+    Args:
+        group: Its name.
+        overrides: Of which `hydra.searchpath` adds folders.
+    """
+    paths = [o for o in overrides if o.startswith("hydra.searchpath=")]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        found = GlobalHydra.instance().config_loader().get_group_options(group, config_name=None, overrides=paths)
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def _searchpath(config_dir: str | None) -> list[str]:
+    """`--config-dir` as an override."""
+    if not config_dir:
+        return []
+    if not Path(config_dir).is_dir():
+        raise MedvisionError(f"--config-dir {config_dir} is no folder")
+    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:

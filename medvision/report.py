@@ -2,12 +2,14 @@
 
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medvision import figures
 from medvision.build import Run, load_run
@@ -90,18 +92,25 @@ def show(place: RunFolder, run: Run) -> None:
 
 
 def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
-    """Prints metrics, a column for each split; plain text where the output is no terminal."""
+    """Prints metrics, a column for each split."""
+    values = columns.values()
+    known = [key for column in values for key in column]
+    per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
+    shown = [*(name for name in SHOWN if name in known), *per_class]
+    rows = [[m, *(f"{c[m]:.4f}" if m in c else "-" for c in values)] for m in shown]
+    print_rows(title, ["metric", *columns], rows)
+
+
+def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> None:
+    """Prints a table, columns of words to the left, numbers to the right; plain text where that is no terminal."""
     terminal = sys.stdout.isatty()
     table = Table(box=box.ROUNDED if terminal else box.ASCII2)
-    table.add_column("metric")
-    for name in columns:
-        table.add_column(name, justify="right")
-    known = [key for column in columns.values() for key in column]
-    per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
-    for metric in (*(name for name in SHOWN if name in known), *per_class):
-        table.add_row(metric, *(f"{c[metric]:.4f}" if metric in c else "-" for c in columns.values()))
+    for n, name in enumerate(header):
+        table.add_column(name, justify="left" if n in words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # [ and ] are no markup
     print(title)
-    Console(width=None if terminal else 120).print(table)
+    Console(width=None if terminal else 1000).print(table)  # a line of a file is not broken
 
 
 def precision_hint(precision: str) -> str | None:

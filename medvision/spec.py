@@ -10,8 +10,8 @@ Kind = Literal["binary", "multilabel", "multiclass"]
 Target = Literal["mask", "label"]
 
 
-def as_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels from one number (square) or a pair `[h, w]`.
+def as_size(size: int | Sequence[int], option: str = "data.image_size") -> tuple[int, int]:
+    """Height and width in pixels from one number (square) or a pair `[h, w]`, as `option` gives it.
 
     Raises:
         MedvisionError: If it is neither, or not positive.
@@ -19,7 +19,7 @@ def as_size(size: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise MedvisionError(
-            f"image size is {size!r}; expected a positive int or [height, width], e.g. data.image_size=[192,256]"
+            f"image size is {size!r}; expected a positive int or [height, width], e.g. {option}=[192,256]"
         )
     return pair[0], pair[1]
 
