@@ -151,7 +151,7 @@ def test_evaluate_prunes_a_unetpp(cli, finished, tiny):
         if key.startswith(tuple(kept)) and not key.endswith(("mean", "var", "tracked"))
     )
     said = " ".join(cli("evaluate", f"run={folder}", "model.depth=1").stdout.split())
-    assert f"model.depth=1: {parameters} of" in said and "ms for a batch of 4" in said
+    assert f"model.depth=1: {parameters} of" in said and "a batch of 4 images: " in said
     assert "threshold was chosen with the whole network" in said and "whole network" in said
     shallow = read(folder / "evaluations" / "test_stored_depth1.json")
     assert shallow["depth"] == 1 and shallow["parameters"] == parameters and shallow["milliseconds_per_batch"] > 0
