@@ -93,10 +93,8 @@ def _prune(run: "Run", depth: int, split: str) -> dict[str, Any]:
     image = next(iter(run.data.evaluation_dataloader(split)))["image"]
     milliseconds = [1000 * seconds for seconds in step_times(run.evaluating(), run.task, networks, image)]
     parameters = [sum(p.numel() for p in network.parameters()) for network in networks]
-    for what, (all_of_it, part) in (("parameters", parameters), (f"ms for a batch of {len(image)}", milliseconds)):
-        log.info(
-            "model.depth=%d: %.4g of %.4g %s, %.0f %% saved", depth, part, all_of_it, what, 100 - 100 * part / all_of_it
-        )
+    log.info("model.depth=%d: %d of %d parameters", depth, parameters[1], parameters[0])
+    log.info("a batch of %d images: %.1f ms, the whole network %.1f ms", len(image), milliseconds[1], milliseconds[0])
     return {"parameters": parameters[1], "milliseconds_per_batch": round(milliseconds[1], 3)}
 
 

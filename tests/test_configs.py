@@ -280,6 +280,20 @@ def test_a_seed_makes_the_same_weights():
     assert not all(torch.equal(value, other[key]) for key, value in first.items())
 
 
+def test_an_own_module_is_a_model():
+    cfg = compose("data.image_size=8")
+    cfg.model = {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 1, "kernel_size": 1}
+    assert isinstance(build(cfg).task.model, nn.Conv2d)
+
+
+@pytest.mark.parametrize("option", ["encoder_weights", "published_weights"])
+def test_files_to_begin_with_are_not_needed_where_a_checkpoint_follows(option):
+    cfg = compose(f"model.{option}=nowhere.pth", *SMALL)
+    with pytest.raises(MedvisionError, match=f"nowhere.pth': no such file. Give model.{option}=null"):
+        build(cfg)
+    assert build(cfg, pretrained=False).config.model[option] is None
+
+
 def test_build_leaves_the_config_as_it_was():
     cfg = compose("model.num_outputs=${data.spec.num_outputs}")
     before = OmegaConf.to_yaml(cfg)
