@@ -1,6 +1,7 @@
 """`python -m medvision.evaluate run=<folder>`: measures a run again, from its folder alone."""
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.evaluation import evaluate
     from medvision.report import print_table, require_finished, stored
     from medvision.runs import RunFolder
+    from medvision.tta import TestTimeAugmentation
 
     place = RunFolder(Path(cfg.run).expanduser().resolve())
     if place.config.exists():
@@ -47,33 +49,47 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         facts |= {"depth": depth, **_prune(run, depth, split)}
         if cfg.threshold == "stored":
             log.info("the stored threshold was chosen with the whole network; threshold=validation chooses it anew")
+    views = TestTimeAugmentation(cfg.tta, cfg.tta_mean)  # refuses what it does not know
     output = writable_folder(place.path / "evaluations", "a run folder that can be written")
     trainer = run.evaluating()
+    others: dict[str, dict[str, float]] = {}  # columns to compare with
+    if cfg.tta != "none":
+        name += f"_{cfg.tta}" + ("" if cfg.tta_mean == "probability" else f"_{cfg.tta_mean}")
+        facts |= {"tta": cfg.tta, "tta_mean": cfg.tta_mean}
+        log.info("measuring %d images of %s without tta", len(data), split)
+        plain = run.fixed(cfg.threshold) if isinstance(cfg.threshold, float | int) else run.threshold
+        started = time.perf_counter()
+        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain).summary(plain)
+        seconds = [time.perf_counter() - started]
+        run.task.tta = views
     if cfg.threshold == "validation":
         log.info("choosing the threshold on %d images of val", len(run.data.dataset("val")))
         val = evaluate(trainer, run.task, run.data, "val")
         threshold = val.choose(run.task.monitor)
     else:
         threshold = run.threshold if cfg.threshold == "stored" else run.fixed(cfg.threshold)
-    if cfg.threshold == "validation" and split == "val":
-        found = val
-    else:
-        log.info("measuring %d images of %s", len(data), split)
-        found = evaluate(trainer, run.task, run.data, split, threshold)
+    log.info("measuring %d images of %s", len(data), split)
+    started = time.perf_counter()
+    found = evaluate(trainer, run.task, run.data, split, threshold)
+    if cfg.tta != "none":
+        seconds.append(time.perf_counter() - started)
+        log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])
+        facts |= {"seconds": round(seconds[1], 3), "seconds_without_tta": round(seconds[0], 3)}
     summary = found.summary(threshold)
+    if any(value != 0.5 for value in threshold):
+        others["at 0.5"] = found.summary(run.fixed(0.5))
     write_text(output / f"{name}.csv", found.table(threshold))
     found.draw(output / f"{name}.png", run.task, run.data, threshold)
     facts = stored(threshold) | facts
-    write_json(output / f"{name}.json", {split: summary} | facts)
-    columns = {split: summary}
     if depth is not None and split in run.metrics:
-        columns["whole network"] = run.metrics[split]
-    elif cfg.threshold == "stored" and split in run.metrics:
+        others["whole network"] = run.metrics[split]
+    elif cfg.threshold == "stored" and cfg.tta == "none" and split in run.metrics:
         same = run.metrics[split] == summary
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
-            columns["after training"] = run.metrics[split]
-    print_table(", ".join([split, *(f"{key} {value}" for key, value in facts.items())]), columns)
+            others["after training"] = run.metrics[split]
+    write_json(output / f"{name}.json", {split: summary} | others | facts)
+    print_table(", ".join([split, *(f"{key} {value}" for key, value in facts.items())]), {split: summary} | others)
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")
 
 

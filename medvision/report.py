@@ -30,7 +30,6 @@ SHOWN = (
     "sensitivity_image",
     "specificity_image",
     "precision_image",
-    *NAMES,
 )
 PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/")
 
@@ -96,7 +95,7 @@ def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
     values = columns.values()
     known = [key for column in values for key in column]
     per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
-    shown = [*(name for name in SHOWN if name in known), *per_class]
+    shown = [*(name for name in (SHOWN if SHOWN[0] in known else NAMES) if name in known), *per_class]
     rows = [[m, *(f"{c[m]:.4f}" if m in c else "-" for c in values)] for m in shown]
     print_rows(title, ["metric", *columns], rows)
 

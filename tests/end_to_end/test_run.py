@@ -124,6 +124,8 @@ def test_a_run_does_not_need_the_weights_that_it_began_with(cli, tiny):
 def test_evaluate_takes_another_threshold_and_split(cli, finished):
     folder, _ = finished
     cli("evaluate", f"run={folder}", "split=train", "threshold=0.123")
+    found = read(folder / "evaluations" / "train_0.123.json")
+    assert "dice_image" in found["at 0.5"] and found["at 0.5"] != found["train"]
     rows = list(csv.DictReader((folder / "evaluations" / "train_0.123.csv").open()))
     assert len(rows) == 16
     assert {row["threshold"] for row in rows} == {"0.123"}
@@ -161,6 +163,19 @@ def test_evaluate_prunes_a_unetpp(cli, finished, tiny):
     assert (deepest["val"], deepest["threshold"]) == (whole["val"], whole["threshold"])
     error = cli("evaluate", f"run={finished[0]}", "model.depth=2", code=1).stderr
     assert "model.depth=2 prunes a U-Net++ (model=unetpp), but this is a run of UNetV2" in error
+
+
+def test_evaluate_with_views_beside_without(cli, finished):
+    folder, _ = finished
+    done = cli("evaluate", f"run={folder}", "tta=flips", "threshold=validation")
+    found, stored = read(folder / "evaluations" / "test_validation_flips.json"), read(folder / "metrics.json")
+    assert found["without tta"] == stored["test"] and found["test"] != stored["test"]
+    assert found["tta"] == "flips" and 0 < found["seconds_without_tta"] < found["seconds"]
+    assert "without tta" in done.stdout and 0 < found["threshold"] < 1
+    rows = list(csv.DictReader((folder / "evaluations" / "test_validation_flips.csv").open()))
+    assert {float(row["threshold"]) for row in rows} == {found["threshold"]}
+    refused = cli("evaluate", f"run={folder}", "tta=flop", code=1)
+    assert "tta=flop: expected one of none, flips, d4, d4_scales" in refused.stderr
 
 
 def test_evaluate_warns_of_changed_data(cli, finished, tmp_path):
