@@ -1,5 +1,6 @@
-"""Metrics: overlap of masks from counted pixels, and of labels from probabilities."""
+"""Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities."""
 
+from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
 from medvision.metrics.labels import NAMES, Ranking, best_decision, decide, one_hot, summarise_labels
 from medvision.metrics.overlap import (
     COUNTS,
@@ -14,6 +15,7 @@ from medvision.metrics.overlap import (
 )
 
 __all__ = [
+    "BOUNDARY",
     "COUNTS",
     "EMPTY",
     "GRID",
@@ -22,6 +24,7 @@ __all__ = [
     "Ranking",
     "best_decision",
     "best_threshold",
+    "boundary_scores",
     "count",
     "decide",
     "histogram",
@@ -29,4 +32,5 @@ __all__ = [
     "scores",
     "summarise",
     "summarise_labels",
+    "surface_distances",
 ]
