@@ -1,6 +1,7 @@
-"""Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities."""
+"""Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities, intervals."""
 
 from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
+from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import NAMES, Ranking, best_decision, decide, one_hot, summarise_labels
 from medvision.metrics.overlap import (
     COUNTS,
@@ -20,6 +21,7 @@ __all__ = [
     "EMPTY",
     "GRID",
     "NAMES",
+    "Bootstrap",
     "Overlap",
     "Ranking",
     "best_decision",
@@ -28,9 +30,11 @@ __all__ = [
     "count",
     "decide",
     "histogram",
+    "interval",
     "one_hot",
     "scores",
     "summarise",
+    "summarise_intervals",
     "summarise_labels",
     "surface_distances",
 ]
