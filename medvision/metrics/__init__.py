@@ -1,5 +1,7 @@
-"""Metrics: overlap of masks from counted pixels, and of labels from probabilities."""
+"""Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities, intervals."""
 
+from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
+from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import NAMES, Ranking, best_decision, decide, one_hot, summarise_labels
 from medvision.metrics.overlap import (
     COUNTS,
@@ -14,19 +16,25 @@ from medvision.metrics.overlap import (
 )
 
 __all__ = [
+    "BOUNDARY",
     "COUNTS",
     "EMPTY",
     "GRID",
     "NAMES",
+    "Bootstrap",
     "Overlap",
     "Ranking",
     "best_decision",
     "best_threshold",
+    "boundary_scores",
     "count",
     "decide",
     "histogram",
+    "interval",
     "one_hot",
     "scores",
     "summarise",
+    "summarise_intervals",
     "summarise_labels",
+    "surface_distances",
 ]

@@ -140,16 +140,28 @@ def histogram(probability: Tensor, target: Tensor, thresholds: NDArray[np.float3
     Returns:
         int64 (T, K, 4), as `count` of `probability >= threshold`.
     """
-    classes, bins = probability.shape[0], len(thresholds) + 1
-    edges = torch.from_numpy(thresholds).to(probability.device)
-    # bin b: at least `b` thresholds are reached
-    reached = torch.bucketize(probability.float().flatten(1), edges, right=True)
-    label = (torch.arange(classes, device=reached.device)[:, None] * 2 + target.flatten(1).long()) * bins + reached
-    counted = torch.bincount(label.flatten(), minlength=classes * 2 * bins).view(classes, 2, bins).cpu().numpy()
-    above = counted[..., ::-1].cumsum(-1)[..., ::-1]  # pixels that reach at least b thresholds
-    predicted, total = above[..., 1:], above[..., :1]
-    fp, tp = predicted[:, 0], predicted[:, 1]
-    tn, fn = total[:, 0] - fp, total[:, 1] - tp
+    # a binary search for each pixel takes three times as long: a table finds the cell of a probability, and at most the
+    # thresholds of that cell are compared, of which the grid has one. Bin: cell, then how many of these are reached
+    cells = 128  # a power of two: multiplied exactly
+    place = (thresholds * np.float32(cells)).astype(int).clip(0, cells)
+    reached = np.arange(1, len(place) + 1) - np.searchsorted(place, place)
+    width = 1 + reached.max(initial=0)
+    bins = (cells + 1) * width
+    edges = np.full(bins, np.inf, np.float32)
+    edges[place * width + reached - 1] = thresholds
+    edge = torch.from_numpy(edges).to(probability.device)
+    values = probability.float().flatten()
+    label = (values * cells).int().clamp_(0, cells).mul_(width)
+    for _ in range(width - 1):
+        label += values >= edge.index_select(0, label)
+    classes = probability.shape[0]
+    label = label.mul_(2).add_(target.flatten().bool()).view(classes, -1)
+    label += torch.arange(0, classes * 2 * bins, 2 * bins, dtype=label.dtype, device=label.device)[:, None]
+    counted = torch.bincount(label.flatten(), minlength=classes * 2 * bins).view(classes, bins, 2).cpu().numpy()
+    above = counted[:, ::-1].cumsum(1)[:, ::-1]  # pixels in this bin or a higher one
+    predicted, total = above[:, place * width + reached], above[:, :1]
+    fp, tp = predicted[..., 0], predicted[..., 1]
+    tn, fn = total[..., 0] - fp, total[..., 1] - tp
     result: NDArray[np.int64] = np.stack([tp, fp, fn, tn], -1).transpose(1, 0, 2)
     return result
 

@@ -191,8 +191,10 @@ def naive_histogram(probability, target, thresholds):
     return np.stack(rows)
 
 
+NEAR_HALF = st.sampled_from([float(np.nextafter(np.float32(0.5), to, dtype=np.float32)) for to in (0, 1)])
 PROBABILITIES = st.one_of(
-    st.sampled_from([0.0, 1.0, 0.5, float(np.nextafter(np.float32(0.5), 0, dtype=np.float32))]),
+    st.sampled_from([0.0, 1.0, 0.5]),
+    NEAR_HALF,
     st.sampled_from(GRID.tolist()),
     st.floats(0, 1, width=32),
 )
@@ -203,17 +205,40 @@ PROBABILITIES = st.one_of(
     truth=st.lists(st.booleans(), min_size=12, max_size=12),
     classes=st.sampled_from([1, 2, 3]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    also=st.lists(st.floats(2**-10, 1 - 2**-10, width=32), max_size=3),
+    also=st.lists(st.one_of(NEAR_HALF, st.floats(2**-10, 1 - 2**-10, width=32)), max_size=4),
+    kind=st.sampled_from([torch.uint8, torch.bool, torch.float32]),
 )
-@example([0.0] * 12, [True] * 12, 1, torch.float32, [])
-@example([1.0] * 12, [False] * 12, 2, torch.float16, [])
-def test_histogram_equals_comparing_with_each_threshold(values, truth, classes, dtype, also):
+@example([0.0] * 12, [True] * 12, 1, torch.float32, [], torch.uint8)
+@example([1.0] * 12, [False] * 12, 2, torch.float16, [], torch.uint8)
+@example([0.5, 0.5000001, 0.50390625, 1e-8] * 3, [True, False] * 6, 1, torch.float32, [0.5000001, 0.501], torch.bool)
+def test_histogram_equals_comparing_with_each_threshold(values, truth, classes, dtype, also, kind):
     probability = torch.tensor(values, dtype=torch.float32).to(dtype).view(classes, 2, -1)
-    target = torch.tensor(truth, dtype=torch.uint8).view(classes, 2, -1)
+    target = torch.tensor(truth).to(kind).view(classes, 2, -1)
     thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
     found = histogram(probability, target, thresholds)
     assert found.shape == (len(thresholds), classes, 4) and found.dtype == np.int64
     np.testing.assert_array_equal(found, naive_histogram(probability.float().numpy(), target.numpy(), thresholds))
+
+
+@pytest.mark.parametrize(
+    ("values", "thresholds"),
+    [
+        (GRID, GRID),  # each threshold is reached by what is equal to it
+        (np.nextafter(GRID, np.float32(0)), GRID),
+        (np.nextafter(GRID, np.float32(1)), GRID),
+        (np.arange(129) / 128, np.arange(1, 128) / 128),
+        (np.linspace(0, 1, 97), np.linspace(0.5, 0.5001, 300)),  # all in one place
+        (np.array([-1e-6, 0.3, 1 + 1e-6]), GRID),  # as interpolation rounds
+        (np.array([np.nan, 0.3, 0.7]), np.append(GRID, 0.501)),  # what is no number reaches no threshold
+        (np.array([0.3, 0.7]), GRID[:0]),
+    ],
+)
+def test_histogram_where_thresholds_are_met_or_crowded(values, thresholds):
+    values, thresholds = np.float32(values)[None, None], np.unique(np.float32(thresholds))
+    target = np.arange(values.size).reshape(values.shape) % 3 == 0
+    found = histogram(torch.from_numpy(values), torch.from_numpy(target), thresholds)
+    expected = naive_histogram(values, target, thresholds) if len(thresholds) else np.zeros((0, 1, 4))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_grid_is_each_hundredth():
