@@ -75,7 +75,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         seconds.append(time.perf_counter() - started)
         log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])
         facts |= {"seconds": round(seconds[1], 3), "seconds_without_tta": round(seconds[0], 3)}
-    summary = found.summary(threshold)
+    summary, intervals = found.summary(threshold), {split: found.intervals(threshold)}
     if any(value != 0.5 for value in threshold):
         others["at 0.5"] = found.summary(run.fixed(0.5))
     write_text(output / f"{name}.csv", found.table(threshold))
@@ -88,8 +88,9 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
             others["after training"] = run.metrics[split]
-    write_json(output / f"{name}.json", {split: summary} | others | facts)
-    print_table(", ".join([split, *(f"{key} {value}" for key, value in facts.items())]), {split: summary} | others)
+    write_json(output / f"{name}.json", {split: summary} | others | {"intervals": intervals} | facts)
+    title = ", ".join([split, *(f"{key} {value}" for key, value in facts.items())])
+    print_table(title, {split: summary} | others, intervals)
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")
 
 

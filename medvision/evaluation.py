@@ -22,12 +22,15 @@ from medvision.errors import MedvisionError
 from medvision.metrics import (
     COUNTS,
     GRID,
+    Bootstrap,
     best_decision,
     best_threshold,
     decide,
     one_hot,
     scores,
     summarise,
+    summarise_intervals,
+    summarise_label_intervals,
     summarise_labels,
 )
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
@@ -55,6 +58,13 @@ class Evaluation(ABC):
         """Metrics of the whole split at a threshold for each class."""
 
     @abstractmethod
+    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals over images of the entries of `summary`, over groups of them where there are any.
+
+        What less than two images or groups have a value of has no interval.
+        """
+
+    @abstractmethod
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
         """A header, then a row for each image and class, from which any summary can be recomputed."""
 
@@ -78,12 +88,14 @@ class MaskEvaluation(Evaluation):
         classes: The K names.
         images: One entry for each image, in the order of their ids.
         thresholds: The T thresholds at which they were counted, ascending.
+        groups: What each image belongs to, as a sequence or a patient; None where that is not known.
     """
 
     split: str
     classes: tuple[str, ...]
     images: tuple[ImageCounts, ...]
     thresholds: NDArray[np.float32]
+    groups: tuple[str, ...] | None = None
 
     def counts(self, threshold: Sequence[float]) -> NDArray[np.int64]:
         """Counts (N, K, 4) at a threshold for each class.
@@ -106,6 +118,11 @@ class MaskEvaluation(Evaluation):
     def summary(self, threshold: Sequence[float]) -> dict[str, float]:
         """Pooled metrics and means over images at a threshold for each class."""
         return summarise(self.counts(threshold), self.classes)
+
+    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the entries of `summary`."""
+        bootstrap = Bootstrap(len(self.images), self.groups)
+        return _known(summarise_intervals(self.counts(threshold), self.classes, bootstrap))
 
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
         """A header, then counts and metrics of each image and class."""
@@ -157,6 +174,7 @@ class LabelEvaluation(Evaluation):
         ids: N images, sorted.
         probability: float32 (N, K).
         truth: bool (N, K).
+        groups: What each image belongs to, as a patient; None where that is not known.
     """
 
     split: str
@@ -165,6 +183,7 @@ class LabelEvaluation(Evaluation):
     ids: tuple[str, ...]
     probability: NDArray[np.float32]
     truth: NDArray[np.bool_]
+    groups: tuple[str, ...] | None = None
 
     def choose(self, monitor: str) -> list[float]:
         """For each class the threshold with the highest sensitivity plus specificity."""
@@ -185,6 +204,12 @@ class LabelEvaluation(Evaluation):
     def summary(self, threshold: Sequence[float]) -> dict[str, float]:
         """Metrics of the ranking, and of the decision at a threshold for each class."""
         return summarise_labels(self.probability, self.truth, self.classes, threshold)
+
+    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the entries of `summary`."""
+        bootstrap = Bootstrap(len(self.ids), self.groups)
+        found = summarise_label_intervals(self.probability, self.truth, self.classes, threshold, bootstrap)
+        return _known(found)
 
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
@@ -235,13 +260,17 @@ def evaluate(
         task.thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
     trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
     classes = data.spec.classes
+    group = {sample.id: sample.group for sample in data.splits[split] if sample.group is not None}
     if isinstance(task, SegmentationTask):
         images = tuple(sorted(task.counted, key=lambda image: image.id))
-        return MaskEvaluation(split, classes, images, task.thresholds)
+        groups = tuple(group.get(image.id, image.id) for image in images) if group else None
+        return MaskEvaluation(split, classes, images, task.thresholds, groups)
     scored = sorted(task.scored, key=lambda image: image.id)
     truth = one_hot(torch.stack([image.target for image in scored]), len(classes))
     probability = torch.stack([image.probability for image in scored]).numpy()
-    return LabelEvaluation(split, classes, task.exclusive, tuple(image.id for image in scored), probability, truth)
+    ids = tuple(image.id for image in scored)
+    groups = tuple(group.get(name, name) for name in ids) if group else None
+    return LabelEvaluation(split, classes, task.exclusive, ids, probability, truth, groups)
 
 
 def step_times(
@@ -269,6 +298,10 @@ def step_times(
                     torch.accelerator.synchronize(device)
                 times.append(time.perf_counter() - begin)
     return [statistics.median(times[1:]) for times in seconds]
+
+
+def _known(intervals: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    return {name: bounds for name, bounds in intervals.items() if not np.isnan(bounds).any()}
 
 
 def _spaced(order: NDArray[np.intp], number: int) -> list[int]:

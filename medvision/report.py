@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,12 @@ def finish(place: RunFolder) -> None:
     val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
     threshold = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
     results: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
             found = val if split == "val" else evaluate(trainer, run.task, run.data, split, threshold)
             results[split] = found.summary(threshold)
+            intervals[split] = found.intervals(threshold)
             write_text(place.results(split), found.table(threshold))
             found.draw(place.picture(split), run.task, run.data, threshold)
     figures.curves(place.path / "curves.png", read_history(place.history))
@@ -57,6 +59,7 @@ def finish(place: RunFolder) -> None:
         results
         | stored(threshold)
         | {
+            "intervals": intervals,
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
             "fingerprint": run.data.cache.digest,
@@ -84,20 +87,27 @@ def show(place: RunFolder, run: Run) -> None:
     if run.threshold:
         title += ", threshold " + ", ".join(f"{value:g}" for value in run.threshold)
         title += " chosen on validation" if run.config.threshold == "validation" else ""
-    print_table(title, splits)
+    print_table(title, splits, metrics.get("intervals", {}))
     print(f"pictures: {place.picture(run.data.reported_split)}\nresults:  {place.metrics}")
     if hint := precision_hint(str(run.config.trainer.precision)):
         print(hint)
 
 
-def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
-    """Prints metrics, a column for each split."""
-    values = columns.values()
-    known = [key for column in values for key in column]
+def print_table(
+    title: str, columns: dict[str, dict[str, float]], intervals: Mapping[str, Mapping[str, Sequence[float]]]
+) -> None:
+    """Prints metrics, a column for each split, and beside it one for its intervals if it has any."""
+    known = [key for values in columns.values() for key in values]
     per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
     shown = [*(name for name in (SHOWN if SHOWN[0] in known else NAMES) if name in known), *per_class]
-    rows = [[m, *(f"{c[m]:.4f}" if m in c else "-" for c in values)] for m in shown]
-    print_rows(title, ["metric", *columns], rows)
+    header, cells = ["metric"], [shown]
+    for name, values in columns.items():
+        header.append(name)
+        cells.append([f"{values[m]:.4f}" if m in values else "-" for m in shown])
+        if bounds := intervals.get(name):
+            header.append("95 %")
+            cells.append(["{:.3f} to {:.3f}".format(*bounds[m]) if m in bounds else "-" for m in shown])
+    print_rows(title, header, [*zip(*cells, strict=True)])
 
 
 def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> None:

@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -111,6 +112,23 @@ def test_every_summary_can_be_recomputed_from_the_table():
     for name in ("dice", "jaccard", "sensitivity", "precision"):
         each = [[float(r[name]) for r in rows if r["class"] == c and r[name]] for c in CLASSES]
         assert summary[f"{name}_image"] == pytest.approx(np.mean([np.mean(values) for values in each]), abs=1e-15)
+
+
+def test_intervals_lie_around_the_summary_and_grow_with_groups_that_are_alike():
+    _, evaluation = made(images=8)
+    threshold = [0.5, 0.5]
+    summary, found = evaluation.summary(threshold), evaluation.intervals(threshold)
+    assert found.keys() <= summary.keys() and {"dice", "jaccard_image/round"} <= found.keys()
+    for name, (low, high) in found.items():
+        assert low <= summary[name] + 1e-12 and summary[name] <= high + 1e-12, name
+    twice = replace(evaluation, images=evaluation.images * 2)
+    alone, grouped = (
+        replace(twice, groups=groups).intervals(threshold)["dice"] for groups in (None, tuple("abcdefgh" * 2))
+    )
+    assert grouped[1] - grouped[0] > 1.2 * (alone[1] - alone[0])
+    assert grouped == pytest.approx(found["dice"], abs=0.02)
+    one = replace(evaluation, images=evaluation.images[:1])
+    assert one.intervals(threshold) == {}
 
 
 def test_value_that_is_not_there_is_an_empty_cell():

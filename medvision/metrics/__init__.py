@@ -2,7 +2,15 @@
 
 from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
-from medvision.metrics.labels import NAMES, Ranking, best_decision, decide, one_hot, summarise_labels
+from medvision.metrics.labels import (
+    NAMES,
+    Ranking,
+    best_decision,
+    decide,
+    one_hot,
+    summarise_label_intervals,
+    summarise_labels,
+)
 from medvision.metrics.overlap import (
     COUNTS,
     EMPTY,
@@ -35,6 +43,7 @@ __all__ = [
     "scores",
     "summarise",
     "summarise_intervals",
+    "summarise_label_intervals",
     "summarise_labels",
     "surface_distances",
 ]

@@ -94,6 +94,11 @@ class Bootstrap:
         drawn = [metric(images.repeat(row[self._unit])) for times in self._times() for row in times]
         return np.array(drawn, np.float64)
 
+    def weights(self) -> Iterator[Floats]:
+        """How often each image is drawn, (rows, N), in blocks of the R resamples; NaN if there is but one unit."""
+        for times in self._times():
+            yield np.where(self._units < 2, np.nan, times[:, self._unit].astype(np.float64))
+
     def _times(self) -> Iterator[NDArray[np.intp]]:
         """How often each unit is drawn, a row for each resample, in blocks that fit into memory."""
         generator = np.random.default_rng(self.seed)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torchmetrics import Metric
 
+from medvision.metrics.intervals import Bootstrap, interval
 from medvision.metrics.overlap import scores
 
 NAMES = (
@@ -48,6 +48,65 @@ def decide(probability: Floats, threshold: Sequence[float]) -> Bools:
     return np.asarray(np.arange(probability.shape[1]) == probability.argmax(1)[:, None])
 
 
+def label_scores(probability: Floats, truth: Bools, decided: Bools, weights: Floats) -> dict[str, NDArray[np.float64]]:
+    """Every metric of each class, for each of R ways to weigh the images.
+
+    Args:
+        probability: (N, K), in 0 to 1.
+        truth: bool (N, K), the classes that are there.
+        decided: bool (N, K), from `decide`.
+        weights: (R, N), how often each image counts.
+
+    Returns:
+        (R, K) for each name, NaN where there is no value.
+    """
+    cells = (decided & truth, decided & ~truth, ~decided & truth, ~decided & ~truth)
+    counted = scores(np.stack([weights @ cell for cell in cells], -1), empty=np.nan)
+    result = {name: counted[name] for name in ("accuracy", "sensitivity", "specificity", "precision")}
+    result["balanced_accuracy"] = (counted["sensitivity"] + counted["specificity"]) / 2
+    result["f1"] = counted["dice"]
+    errors = (probability.astype(np.float64) - truth) ** 2
+    result["brier"] = _ratio(weights @ errors, weights.sum(1, keepdims=True))
+    ranked = [_ranking(probability[:, k], truth[:, k], weights) for k in range(probability.shape[1])]
+    result["auroc"], result["average_precision"] = (np.stack(columns, -1) for columns in zip(*ranked, strict=True))
+    return result
+
+
+def _ranking(probability: Floats, truth: Bools, weights: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AUROC and average precision (R,) of one class; equal probabilities are one step of either curve."""
+    order = np.argsort(-probability, kind="stable")
+    first = np.flatnonzero(np.diff(probability[order], prepend=np.inf))
+    there, not_there = (np.add.reduceat(weights[:, order] * flags[order], first, axis=1) for flags in (truth, ~truth))
+    hits, false = there.cumsum(1), not_there.cumsum(1)
+    below = false[:, -1:] - false + not_there / 2
+    auroc = _ratio((there * below).sum(1), hits[:, -1] * false[:, -1])
+    precision = np.nan_to_num(_ratio(hits, hits + false))
+    return auroc, _ratio((there * precision).sum(1), hits[:, -1])
+
+
+def _ratio(above: Floats, below: Floats) -> NDArray[np.float64]:
+    """NaN for 0/0."""
+    above, below = np.broadcast_arrays(above, below)
+    return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
+
+
+def _by_name(
+    probability: Floats, truth: Bools, classes: Sequence[str], threshold: Sequence[float], weights: Floats
+) -> dict[str, NDArray[np.float64]]:
+    """What `summarise_labels` answers, (R,) for each name."""
+    decided = decide(probability, threshold)
+    by_class = label_scores(probability, truth, decided, weights)
+    result = {name: _mean(by_class[name]) for name in NAMES}
+    if not len(threshold):
+        result["accuracy"] = _ratio(weights @ (decided & truth).any(1), weights.sum(1))
+        result["balanced_accuracy"] = result["sensitivity"]
+    if len(classes) > 1:
+        for name in NAMES:
+            if len(threshold) or name not in ("accuracy", "balanced_accuracy"):
+                result |= {f"{name}/{c}": by_class[name][:, k] for k, c in enumerate(classes)}
+    return dict(sorted(result.items(), key=lambda item: NAMES.index(item[0].split("/")[0])))
+
+
 def summarise_labels(
     probability: Floats, truth: Bools, classes: Sequence[str], threshold: Sequence[float]
 ) -> dict[str, float]:
@@ -67,35 +126,31 @@ def summarise_labels(
     """
     if not np.isfinite(probability).all():
         return {}
-    decided = decide(probability, threshold)
-    cells = (decided & truth, decided & ~truth, ~decided & truth, ~decided & ~truth)
-    counted = scores(np.stack([cell.sum(0) for cell in cells], -1), empty=np.nan)
-    by_class = {name: counted[name] for name in ("sensitivity", "specificity", "precision")}
-    by_class["f1"] = counted["dice"]
-    by_class["brier"] = ((probability - truth) ** 2).mean(0, dtype=np.float64)
-    both: Bools = np.asarray(truth.any(0) & ~truth.all(0))
-    by_class["auroc"] = np.array(
-        [roc_auc_score(truth[:, k], probability[:, k]) if both[k] else np.nan for k in range(len(classes))]
-    )
-    by_class["average_precision"] = np.array(
-        [
-            average_precision_score(truth[:, k], probability[:, k]) if truth[:, k].any() else np.nan
-            for k in range(len(classes))
-        ]
-    )
-    result: dict[str, float] = {}
-    if len(threshold):
-        by_class["accuracy"] = counted["accuracy"]
-        by_class["balanced_accuracy"] = (counted["sensitivity"] + counted["specificity"]) / 2
-    else:
-        result["accuracy"] = float(cells[0].any(1).mean())
-        result["balanced_accuracy"] = _mean(counted["sensitivity"])
-    for name, values in by_class.items():
-        result[name] = _mean(values)
-        if len(classes) > 1:
-            result |= {f"{name}/{c}": float(v) for c, v in zip(classes, values, strict=True)}
-    order = sorted(result, key=lambda key: NAMES.index(key.split("/")[0]))
-    return {key: result[key] for key in order if not np.isnan(result[key])}
+    found = _by_name(probability, truth, classes, threshold, np.ones((1, len(truth))))
+    return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
+
+
+def summarise_label_intervals(
+    probability: Floats, truth: Bools, classes: Sequence[str], threshold: Sequence[float], bootstrap: Bootstrap
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of what `summarise_labels` answers, under the same names.
+
+    Args:
+        probability: (N, K), in 0 to 1.
+        truth: bool (N, K).
+        classes: The K names.
+        threshold: As for `decide`.
+        bootstrap: Of the N images.
+
+    Returns:
+        Lower and upper bound, of the resamples in which a metric has a value.
+    """
+    blocks = [_by_name(probability, truth, classes, threshold, weights) for weights in bootstrap.weights()]
+    result = {}
+    for name in summarise_labels(probability, truth, classes, threshold):
+        low, high = interval(np.concatenate([block[name] for block in blocks]))
+        result[name] = float(low), float(high)
+    return result
 
 
 def best_decision(probability: Floats, truth: Bools) -> float | None:
@@ -123,10 +178,11 @@ def best_decision(probability: Floats, truth: Bools) -> float | None:
     return float(best[np.abs(best - 0.5).argmin()])
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means (R,) over the classes (R, K) that have a value."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # none has a value: then neither has the mean
-        return float(np.nanmean(values))
+        return np.asarray(np.nanmean(values, axis=1))
 
 
 class Ranking(Metric):

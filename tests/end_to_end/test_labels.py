@@ -40,6 +40,9 @@ def test_a_run_on_labels(run, cli):
         truth = np.array([row["truth"] == "1" for row in rows]).reshape(shape)
         threshold = [] if exclusive else [metrics["threshold"]]
         assert summarise_labels(probability, truth, classes, threshold) == metrics[split]
+        for name, (low, high) in metrics["intervals"][split].items():
+            assert low - 1e-9 <= metrics[split][name] <= high + 1e-9, name
+        assert {"accuracy", "brier"} <= metrics["intervals"][split].keys()
         assert min(Image.open(folder / f"predictions_{split}.png").size) > 200
     assert min(Image.open(folder / "validation.png").size) > 200
     weights = OmegaConf.load(folder / ".hydra" / "config.yaml").loss.positive_weights

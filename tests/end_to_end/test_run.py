@@ -62,6 +62,8 @@ def test_metrics_can_be_recomputed_from_the_per_image_results(finished):
         tp, fp, fn = (np.array([int(row[key]) for row in rows]) for key in ("tp", "fp", "fn"))
         assert metrics[split]["dice"] == pytest.approx(2 * tp.sum() / (2 * tp + fp + fn).sum(), abs=1e-12)
         assert metrics[split]["jaccard_image"] == pytest.approx((tp / (tp + fp + fn)).mean(), abs=1e-12)
+        low, high = metrics["intervals"][split]["jaccard_image"]
+        assert low <= metrics[split]["jaccard_image"] <= high
 
 
 def test_environment_and_splits_are_recorded(finished):

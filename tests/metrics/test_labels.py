@@ -3,9 +3,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn
 from torchmetrics.functional import classification as torchmetrics
 
-from medvision.metrics import NAMES, Ranking, best_decision, decide, one_hot, summarise_labels
+from medvision.metrics import (
+    NAMES,
+    Bootstrap,
+    Ranking,
+    best_decision,
+    decide,
+    interval,
+    one_hot,
+    summarise_label_intervals,
+    summarise_labels,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -166,3 +177,37 @@ def test_every_name_is_known_before(classes):
 def test_one_hot():
     assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[False, False, True], [True, False, False]]
     assert one_hot(torch.tensor([[1.0, 0.0]]), 2).tolist() == [[True, False]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), exclusive=st.booleans(), grouped=st.booleans())
+def test_intervals_are_those_of_a_loop_over_the_same_resamples(seed, exclusive, grouped):
+    probability, truth = drawn(seed, images=12, exclusive=exclusive, decimals=1)
+    threshold = [] if exclusive else [0.3, 0.5, 0.62]
+    groups = [n // 2 for n in range(12)] if grouped else None
+    bootstrap = Bootstrap(12, groups, resamples=30, seed=seed % 1000)
+    found = summarise_label_intervals(probability, truth, CLASSES, threshold, bootstrap)
+    summary = summarise_labels(probability, truth, CLASSES, threshold)
+    assert found.keys() == summary.keys()
+
+    def each(images):
+        values = summarise_labels(probability[images], truth[images], CLASSES, threshold)
+        return [values.get(name, np.nan) for name in summary]
+
+    with np.errstate(all="ignore"):
+        low, high = interval(bootstrap.apply(each))
+    np.testing.assert_allclose([found[name] for name in summary], np.stack([low, high], 1), atol=1e-12)
+
+
+def test_one_image_has_no_interval():
+    found = summarise_label_intervals(np.array([[0.3]]), np.array([[True]]), ["m"], [0.5], Bootstrap(1))
+    assert np.isnan(found["accuracy"]).all()
+
+
+def test_ranking_against_scikit_learn():
+    probability, truth = drawn(11, images=300, exclusive=False, decimals=1)  # many ties
+    found = summarise_labels(probability, truth, CLASSES, [0.5] * 3)
+    for k, name in enumerate(CLASSES):
+        t, p = truth[:, k], probability[:, k]
+        assert found[f"auroc/{name}"] == pytest.approx(sklearn.roc_auc_score(t, p), abs=1e-12)
+        assert found[f"average_precision/{name}"] == pytest.approx(sklearn.average_precision_score(t, p), abs=1e-12)
