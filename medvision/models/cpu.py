@@ -3,6 +3,7 @@
 import timm.models.pvt_v2 as pvt
 import torch
 import torch.nn.functional as F
+from timm.models import checkpoint
 from torch import Tensor, nn
 
 ONEDNN_OVER_MKL = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
@@ -53,7 +54,25 @@ class Attention(pvt.Attention):
         return not (self.q.weight.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
 
 
-FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Linear, pvt.Attention: Attention}
+class Stage(pvt.PyramidVisionTransformerStage):
+    """A stage of PVTv2 whose features (N, C, H, W) keep the layout of its tokens, channels last, on any device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed patches, attend, normalise."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        size = x.shape[1:3]
+        x = x.flatten(1, 2)
+        for block in self.blocks:
+            x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
+        return self.norm(x).unflatten(1, size).permute(0, 3, 1, 2)
+
+
+FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: Linear,
+    pvt.Attention: Attention,
+    pvt.PyramidVisionTransformerStage: Stage,
+}
 
 
 def suit_cpu(network: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.cpu import suit_cpu
 from medvision.models.encoder import EncoderModel
 from medvision.models.padding import crop_like, pad_to_multiple
 from medvision.models.weights import (
@@ -75,7 +76,7 @@ def pyramid_encoder(
             encoder = build(pretrained=True)
     elif weights is not None:
         load_encoder_weights(encoder, weights, name)
-    return encoder.train(), [shape[0] for shape in shapes]
+    return suit_cpu(encoder).train(), [shape[0] for shape in shapes]
 
 
 class ChannelAttention(nn.Module):
