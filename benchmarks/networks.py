@@ -1,6 +1,7 @@
 """Time and memory of a training and an inference step of the networks over those of `smp.Unet(resnet34)`.
 
-Both alternate in one process and are timed in CPU time (with --threads above 1: wall time), so that neither drift nor other jobs on the machine favour one.
+Both alternate in one process and are timed in CPU time (with --threads above 1: wall time), so that neither drift nor
+other jobs on the machine favour one.
 A training step is forward, binary cross-entropy summed over the outputs, backward and AdamW; inference is one forward
 in `torch.inference_mode`. bf16 is autocast with channels_last, over `smp.Unet` in float32, contiguous. Memory is the
 peak of two training steps in a process of their own, above what the imports took: weights, gradients, moments and all.

@@ -1,13 +1,24 @@
-"""Layers of encoders computed in the way that is fastest on a CPU; weights, their names and other devices as ever."""
+"""The same results sooner on a CPU: memory layout, and layers of encoders computed another way.
+
+Weights and their names stay.
+"""
 
 import timm.models.pvt_v2 as pvt
 import torch
 import torch.nn.functional as F
-from timm.models import checkpoint
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-ONEDNN_OVER_MKL = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+ONEDNN_OVER_MKL = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 SMALL = 20480  # values of an image up to which PyTorch convolves without oneDNN
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """An image (N, C, H, W) with its channels last in memory if it is on a CPU, else as it is.
+
+    Convolution, batch normalisation, pooling and upsampling keep that layout, and are faster with it in float32 too.
+    """
+    return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
 
 
 class Linear(nn.Linear):
@@ -18,18 +29,19 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply weight and bias."""
-        rows = input.reshape(-1, self.in_features)
-        # oneDNN reorders its filters in each call, so the smaller factor serves as filters.
-        swapped = rows.shape[0] < self.out_features
-        pixels, filters = (self.weight, rows) if swapped else (rows, self.weight)
         if (
             not ONEDNN_OVER_MKL
             or input.device.type != "cpu"
             or input.dtype != torch.float32
             or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
-            or pixels.numel() <= SMALL
+            or torch.compiler.is_compiling()  # or exporting: no choice below may depend on the batch then
         ):
+            return F.linear(input, self.weight, self.bias)
+        rows = input.reshape(-1, self.in_features)
+        # oneDNN reorders its filters in each call, so the smaller factor serves as filters.
+        swapped = rows.shape[0] < self.out_features
+        pixels, filters = (self.weight, rows) if swapped else (rows, self.weight)
+        if pixels.numel() <= SMALL:
             return F.linear(input, self.weight, self.bias)
         # One image with channels last, and 1x1 filters. Their dilation changes nothing but what PyTorch chooses: on
         # one thread it leaves undilated 1x1 convolutions to MKL.
@@ -49,7 +61,7 @@ class Attention(pvt.Attention):
     """
 
     @property
-    def fused_attn(self) -> bool:  # type: ignore[override]
+    def fused_attn(self) -> bool:
         """Whether timm calls the fused attention."""
         return not (self.q.weight.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
 
@@ -64,8 +76,9 @@ class Stage(pvt.PyramidVisionTransformerStage):
         size = x.shape[1:3]
         x = x.flatten(1, 2)
         for block in self.blocks:
-            x = checkpoint(block, x, size) if self.grad_checkpointing else block(x, size)
-        return self.norm(x).unflatten(1, size).permute(0, 3, 1, 2)
+            x = checkpoint(block, x, size, use_reentrant=False) if self.grad_checkpointing else block(x, size)
+        features: Tensor = self.norm(x).unflatten(1, size).permute(0, 3, 1, 2)
+        return features
 
 
 FASTER: dict[type[nn.Module], type[nn.Module]] = {

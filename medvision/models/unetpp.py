@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.cpu import channels_last
 from medvision.models.initialise import initialise
 from medvision.models.padding import crop_like, pad_to_multiple
 
@@ -83,7 +84,7 @@ class UNetPP(nn.Module):
 
     def _top_row(self, image: Tensor) -> list[Tensor]:
         """Features of x(0, 1) ... x(0, L) on the padded image."""
-        x = pad_to_multiple(image, 2**self.depth)
+        x = channels_last(pad_to_multiple(image, 2**self.depth))
         rows: list[list[Tensor]] = []
         for i in range(self.depth + 1):
             rows.append([self.nodes[f"x{i}_0"](F.max_pool2d(x, 2) if i else x)])
