@@ -1,3 +1,5 @@
+import inspect
+
 """Every schedule against its closed form, with and without warm-up and a resumption; optimizers against formulas."""
 
 import copy
@@ -534,7 +536,8 @@ def test_an_optimizer_is_that_of_its_library(name):
     (source, key), library, options = OWN[name]
     (model, image), (other, _) = small(), small()
     train(model, image, MAKE[source]((p for p in model.parameters()), key, lr=0.01, **options))
-    train(other, image, library(other.parameters(), lr=0.01, **options))
+    fused = {"fused": True} if source == "torch" and "fused" in inspect.signature(library).parameters else {}
+    train(other, image, library(other.parameters(), lr=0.01, **options, **fused))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
