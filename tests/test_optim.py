@@ -1,8 +1,7 @@
-import inspect
-
 """Every schedule against its closed form, with and without warm-up and a resumption; optimizers against formulas."""
 
 import copy
+import inspect
 import io
 from functools import partial
 from math import cos, pi
