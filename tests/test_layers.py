@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "logger", "optim"},
+    {"data", "models", "losses", "metrics", "tta", "logger", "optim", "submission"},
     {"figures"},
     {"tasks"},
     {"callbacks"},
