@@ -10,7 +10,7 @@ ORDER = [
     {"errors"},
     {"spec", "files"},
     {"data", "models", "losses", "metrics", "tta", "logger", "optim", "submission"},
-    {"figures"},
+    {"figures", "postprocess"},
     {"tasks"},
     {"callbacks"},
     {"evaluation", "runs", "verification"},
