@@ -105,7 +105,7 @@ def check_submission(path: Path, format: str, sizes: Mapping[str, tuple[int, int
             for name, times in found.items():
                 if not valid.fullmatch(name):
                     wrong.setdefault(
-                        f"wrongly named, expected {' or '.join(rules.names('ISIC_<7 digits>'))}", []
+                        f"wrongly named or in a folder, expected {' or '.join(rules.names('ISIC_<7 digits>'))}", []
                     ).append(name)
                 elif name not in expected:
                     wrong.setdefault("superfluous", []).append(name)

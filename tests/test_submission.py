@@ -99,6 +99,23 @@ def test_a_failure_leaves_the_older_archive(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["out.zip"]
 
 
+def test_a_full_disk_leaves_the_older_archive(tmp_path, monkeypatch):
+    path = tmp_path / "out.zip"
+    write_submission(path, "isic2017", masks_of("isic2017").items())
+    older, write = path.read_bytes(), zipfile.ZipFile.writestr
+
+    def full(archive, entry, data):
+        if len(archive.namelist()) == 2:
+            raise OSError("no space left")
+        write(archive, entry, data)
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_submission(path, "isic2017", masks_of("isic2017", seed=1).items())
+    assert path.read_bytes() == older
+    assert [file.name for file in tmp_path.iterdir()] == ["out.zip"]
+
+
 GOOD = np.zeros((1, 5, 7), bool)
 
 
@@ -130,7 +147,7 @@ MUTATIONS = {
     ),
     "name": (
         lambda files: files.update({"ISIC_0000003_Segmentation.png": files.pop(LESION)}),
-        "1 wrongly named, expected ISIC_<7 digits>_segmentation.png: ISIC_0000003_Segmentation.png",
+        "1 wrongly named or in a folder, expected ISIC_<7 digits>_segmentation.png: ISIC_0000003_Segmentation.png",
     ),
     "digits": (lambda files: files.update({"ISIC_003_segmentation.png": b""}), ".png: ISIC_003_segmentation.png"),
     "other file": (lambda files: files.update({"README.txt": b"ours"}), ".png: README.txt"),
