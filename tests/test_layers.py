@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "logger", "optim"},
-    {"figures"},
+    {"data", "models", "losses", "metrics", "tta", "logger", "optim", "submission"},
+    {"figures", "postprocess"},
     {"tasks"},
     {"callbacks"},
     {"evaluation", "runs", "verification"},
