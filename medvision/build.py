@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
@@ -21,6 +22,7 @@ from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
+from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS
 from medvision.models import Network
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
@@ -196,6 +198,7 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             f"{type(loss).__name__} is a loss of {loss.target}s, data={data.spec.name} has {data.spec.target}s; "
             f"choose loss={fitting}"
         )
+    _check_challenge(data.spec)
     loss(*_blank(data.spec))  # refuses weights that do not fit the classes
     task: SegmentationTask | ClassificationTask = _make(
         cfg.task,
@@ -328,6 +331,17 @@ def _checked(label: str, make: Callable[[], Any]) -> Any:
         if isinstance(cause, MedvisionError):
             raise cause from error
         raise MedvisionError(f"{label} cannot be made ({type(cause).__name__}: {cause})") from error
+
+
+def _check_challenge(spec: DataSpec) -> None:
+    """Refuses scores that the data set cannot have, before there is anything to be scored."""
+    if spec.challenge is None:
+        return
+    known = OF_MASKS if spec.target == "mask" else OF_LABELS
+    if spec.challenge not in known:
+        raise MedvisionError(f"data.spec.challenge is {spec.challenge}; expected null or one of {', '.join(known)}")
+    if spec.target == "mask":
+        OF_MASKS[spec.challenge](np.zeros((1, len(spec.classes), len(COUNTS))), spec.classes)
 
 
 def _blank(spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         )
     from medvision.build import load_run
     from medvision.evaluation import evaluate
-    from medvision.report import print_table, require_finished, stored
+    from medvision.report import print_challenge, print_table, require_finished, stored
     from medvision.runs import RunFolder
     from medvision.tta import TestTimeAugmentation
 
@@ -91,6 +91,8 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     write_json(output / f"{name}.json", {split: summary} | others | {"intervals": intervals} | facts)
     title = ", ".join([split, *(f"{key} {value}" for key, value in facts.items())])
     print_table(title, {split: summary} | others, intervals)
+    if (challenge := run.data.spec.challenge) is not None:
+        print_challenge(challenge, split, found.challenge(challenge, threshold))
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")
 
 

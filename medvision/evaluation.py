@@ -22,6 +22,8 @@ from medvision.errors import MedvisionError
 from medvision.metrics import (
     COUNTS,
     GRID,
+    OF_LABELS,
+    OF_MASKS,
     Bootstrap,
     best_decision,
     best_threshold,
@@ -63,6 +65,10 @@ class Evaluation(ABC):
 
         What less than two images or groups have a value of has no interval.
         """
+
+    @abstractmethod
+    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+        """The scores of a challenge, as its organisers compute them (see `metrics.challenge`)."""
 
     @abstractmethod
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
@@ -123,6 +129,10 @@ class MaskEvaluation(Evaluation):
         """95 % intervals of the entries of `summary`."""
         bootstrap = Bootstrap(len(self.images), self.groups)
         return _known(summarise_intervals(self.counts(threshold), self.classes, bootstrap))
+
+    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+        """The scores of a challenge of masks, one of `metrics.OF_MASKS`."""
+        return OF_MASKS[name](self.counts(threshold), self.classes)
 
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
         """A header, then counts and metrics of each image and class."""
@@ -210,6 +220,11 @@ class LabelEvaluation(Evaluation):
         bootstrap = Bootstrap(len(self.ids), self.groups)
         found = summarise_label_intervals(self.probability, self.truth, self.classes, threshold, bootstrap)
         return _known(found)
+
+    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+        """The scores of a challenge of labels, one of `metrics.OF_LABELS`; none where nothing can be ranked."""
+        both = self.truth.any() and not self.truth.all()
+        return OF_LABELS[name](self.probability, self.truth) if both else {}
 
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""

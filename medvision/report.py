@@ -45,11 +45,14 @@ def finish(place: RunFolder) -> None:
     threshold = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
     results: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
+    challenge: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
             found = val if split == "val" else evaluate(trainer, run.task, run.data, split, threshold)
             results[split] = found.summary(threshold)
             intervals[split] = found.intervals(threshold)
+            if run.data.spec.challenge is not None:
+                challenge[split] = found.challenge(run.data.spec.challenge, threshold)
             write_text(place.results(split), found.table(threshold))
             found.draw(place.picture(split), run.task, run.data, threshold)
     figures.curves(place.path / "curves.png", read_history(place.history))
@@ -60,6 +63,7 @@ def finish(place: RunFolder) -> None:
         | stored(threshold)
         | {
             "intervals": intervals,
+            "challenge": {run.data.spec.challenge: challenge} if challenge else {},
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
             "fingerprint": run.data.cache.digest,
@@ -88,6 +92,9 @@ def show(place: RunFolder, run: Run) -> None:
         title += ", threshold " + ", ".join(f"{value:g}" for value in run.threshold)
         title += " chosen on validation" if run.config.threshold == "validation" else ""
     print_table(title, splits, metrics.get("intervals", {}))
+    for name, scored in metrics.get("challenge", {}).items():
+        for split, values in scored.items():
+            print_challenge(name, split, values)
     print(f"pictures: {place.picture(run.data.reported_split)}\nresults:  {place.metrics}")
     if hint := precision_hint(str(run.config.trainer.precision)):
         print(hint)
@@ -108,6 +115,12 @@ def print_table(
             header.append("95 %")
             cells.append(["{:.3f} to {:.3f}".format(*bounds[m]) if m in bounds else "-" for m in shown])
     print_rows(title, header, [*zip(*cells, strict=True)])
+
+
+def print_challenge(name: str, split: str, values: Mapping[str, float]) -> None:
+    """Prints a line of the scores of a challenge."""
+    numbers = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if "/" not in key)
+    print(f"{name}, {split} as the organisers score: {numbers or 'nothing to rank'}")
 
 
 def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> None:

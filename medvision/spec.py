@@ -39,6 +39,7 @@ class DataSpec:
         std: Standard deviation of each channel, in [0, 1]; None is that of the training split.
         image_size: Height and width in pixels at which the network sees an image.
         target: Whether classes have a `mask` in each image or are a `label` of it.
+        challenge: What of `metrics.OF_MASKS` or `OF_LABELS` scores results as its organisers do; None is nothing.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DataSpec:
     std: tuple[float, ...] | None = None
     image_size: tuple[int, int] = (256, 256)
     target: Target = "mask"
+    challenge: str | None = None
 
     def __post_init__(self) -> None:
         """Accepts lists, as configs have them, and checks that the facts agree."""

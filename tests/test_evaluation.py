@@ -318,6 +318,15 @@ def test_labels_of_a_split_are_measured(kind, fake, spec, trainer, tmp_path, req
     assert min(Image.open(tmp_path / "sheet.png").size) > 200
 
 
+def test_scores_of_challenges():
+    _, evaluation = made(images=4)
+    found = evaluation.challenge("isic2018_task2", [0.5, 0.5])
+    assert found["jaccard"] == pytest.approx(evaluation.summary([0.5, 0.5])["jaccard"])
+    one = LabelEvaluation("val", ("m",), False, ("x", "y"), np.array([[0.3], [0.6]]), np.array([[False], [True]]))
+    assert one.challenge("isic2016_task3", [0.1])["average_precision"] == 1
+    assert replace(one, truth=np.array([[True], [True]])).challenge("isic2016_task3", [0.1]) == {}
+
+
 def test_broken_weights_are_named(spec, trainer, tmp_path, fake_isic2016):
     facts = spec("binary", target="label", classes=["malignant"])
     data = ISIC2016(facts, fake_isic2016(tmp_path / "x"), tmp_path / "cache", batch_size=4)

@@ -1,6 +1,7 @@
 """Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities, intervals."""
 
 from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
+from medvision.metrics.challenge import OF_LABELS, OF_MASKS
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import (
     NAMES,
@@ -29,6 +30,8 @@ __all__ = [
     "EMPTY",
     "GRID",
     "NAMES",
+    "OF_LABELS",
+    "OF_MASKS",
     "Bootstrap",
     "Overlap",
     "Ranking",

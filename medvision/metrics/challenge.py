@@ -6,7 +6,7 @@ unlike `summarise`, the sensitivity of an image without truth and the specificit
 the challenge of 2017 ran, such an image had no value of that metric.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,18 @@ def unetpp_iou(counts: Counts, batch_size: int, smooth: float = 1e-5) -> float:
         ious.append((tp + smooth) / (tp + fp + fn + smooth))
         sizes.append(len(batch))
     return float(np.average(ious, weights=sizes))
+
+
+OF_MASKS: Mapping[str, Callable[[Counts, Sequence[str]], dict[str, float]]] = {
+    "isic2017_part1": lambda counts, _: isic2017_part1(counts),
+    "isic2018_task1": lambda counts, _: isic2018_task1(counts),
+    "isic2018_task2": isic2018_task2,
+}
+"""Scores by the name in `DataSpec.challenge`: of counts (N, K, 4) and the names of the classes."""
+OF_LABELS: Mapping[str, Callable[[NDArray[np.floating[Any]], NDArray[np.bool_]], dict[str, float]]] = {
+    "isic2016_task3": lambda probability, truth: isic2016_task3(probability[:, 0], truth[:, 0]),
+}
+"""The same of probabilities and truth (N, K)."""
 
 
 def _scores(counts: Counts) -> dict[str, NDArray[np.float64]]:
