@@ -116,9 +116,11 @@ def _grouped(
         groups += [group for group in new if group["params"]]
         above += [len(layers) - number for group in new if group["params"]]
     on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-    if on_cpu and "fused" in inspect.signature(make).parameters:
-        options = {"fused": True, **options}  # one pass over the memory, in a third of the time
-    optimizer = make(groups, **options)
+    fused = on_cpu and "fused" in inspect.signature(make).parameters and "foreach" not in options
+    optimizer = make(groups, **{"fused": True, **options} if fused else options)
+    if fused:  # one pass over the memory, in a third of the time
+        # Lightning would not clip gradients: on a GPU a fused step may scale them, on a CPU nothing is scaled
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     if layer_decay is not None:
         for group, height in zip(optimizer.param_groups, above, strict=True):
             group["lr"] *= layer_decay**height  # schedules go on from there

@@ -13,7 +13,7 @@ from medvision.metrics import NAMES, summarise_labels
 SMALL = ["model=resnet18", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=2"]
 SETS = {
     "phantom_melanoma": ["data.images={train:40,test:8}", "loss.positive_weights=auto"],
-    "phantom_insects": ["data.images={train:16,val:8}"],
+    "phantom_insects": ["data.images={train:16,val:8}", "trainer.precision=bf16-mixed"],
 }
 
 
