@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -22,6 +24,7 @@ from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.models import Network
+from medvision.prediction import Trained
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
@@ -122,6 +125,21 @@ class Run:
         )
         _checked(f"{self.describe()} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
         return checkpoint
+
+    @cached_property
+    def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel, in [0, 1], as training recorded them, else those of the data."""
+        stored = read_json(self.folder.splits) if self.folder and self.folder.splits.exists() else {}
+        if "mean" not in stored:
+            return self.data.normalisation
+        return np.array(stored["mean"]), np.array(stored["std"])
+
+    def predicting(self) -> Trained:
+        """What prediction needs, on the device and with the precision of `evaluating`; asks for no data."""
+        trainer = self.evaluating()
+        name = str(self.folder.path) if self.folder else self.data.spec.name
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin
+        return Trained(name, self.task, *self.normalisation, device, precision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""
@@ -264,7 +282,10 @@ def load_run(folder: Path | str) -> Run:
         MedvisionError: If the folder holds no run, or no finished epoch.
     """
     place = RunFolder(Path(folder).expanduser().resolve())
-    run = build(load_config(place), pretrained=False)
+    cfg = load_config(place)
+    if cfg.loss.get("positive_weights") == "auto":  # an older run: only training needs the numbers, and they the data
+        cfg.loss.positive_weights = None
+    run = build(cfg, pretrained=False)
     run.folder = place
     checkpoint = run.load_weights(place.require_checkpoint())
     run.best = checkpoint["callbacks"]["Checkpoint"]
