@@ -123,7 +123,7 @@ class Run:
         checkpoint: dict[str, Any] = _checked(
             f"{path} as a Lightning checkpoint", lambda: torch.load(path, map_location="cpu", weights_only=True)
         )
-        _checked(f"{self.describe()} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
+        _checked(f"{self._title} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
         return checkpoint
 
     @cached_property
@@ -146,13 +146,16 @@ class Run:
         spec, cfg = self.data.spec, self.config
         parameters = sum(p.numel() for p in self.task.model.parameters())
         sizes = ", ".join(f"{len(samples)} {name}" for name, samples in self.data.splits.items())
-        network = self.task.model
-        model = network.title if isinstance(network, Network) else type(network).__name__
         return (
-            f"{model} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
+            f"{self._title} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
             f"{spec.image_size[0]}x{spec.image_size[1]}, batch {self.data.batch_size}, {cfg.trainer.precision}, "
             f"seed {cfg.seed}"
         )
+
+    @property
+    def _title(self) -> str:
+        network = self.task.model
+        return network.title if isinstance(network, Network) else type(network).__name__
 
     def evaluating(self) -> pl.Trainer:
         """A trainer that only measures, on one device with the same precision."""
