@@ -44,7 +44,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     from medvision.runs import RunFolder
     from medvision.windows import SlidingWindow
 
-    output = Path(cfg.output).expanduser().resolve()
+    output = Path(str(cfg.output)).expanduser().resolve()
     inputs = Inputs.find(str(cfg.input), output)
     places = [RunFolder(Path(str(config.run)).expanduser().resolve()) for config in configs]
     for place in places:
@@ -66,12 +66,15 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         overlap=None if size is None else cfg.overlap,
     )
     log.info("%s", inputs.summary)
-    broken = predict(predictor, inputs, folder, bool(cfg.overwrite))
+    try:
+        broken = predict(predictor, inputs, folder, bool(cfg.overwrite))
+    except KeyboardInterrupt:
+        raise MedvisionError("interrupted; the same command goes on") from None
     print(f"{len(inputs.images) - len(broken)} of {len(inputs.images)} images predicted: {folder.table}")
     if broken:
         lines = [f"  {name}: {reason}" for name, reason in broken.items()]
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise MedvisionError("\n".join([f"{len(broken)} images are broken:", *lines[:SHOWN], *more]))
+        raise MedvisionError("\n".join([f"broken are {len(broken)} of {len(inputs.images)} images:", *lines[:SHOWN], *more]))
 
 
 def _threshold(runs: "Sequence[Run]", asked: str | float) -> list[float]:

@@ -91,10 +91,9 @@ class Predictor:
         total = self._answer(self.models[0], image, name)
         for model in self.models[1:]:
             total += self._answer(model, image, name)
-        result: NDArray[np.float32] = (total / len(self.models)).numpy()
-        return result
+        return total / np.float32(len(self.models))
 
-    def _answer(self, model: Trained, image: Pixels, name: str) -> Tensor:
+    def _answer(self, model: Trained, image: Pixels, name: str) -> NDArray[np.float32]:
         task = model.task
         seen = to_channels(image, task.spec.in_channels)
         if self.window is None:
@@ -108,7 +107,8 @@ class Predictor:
             batch = model.precision.convert_input(batch)
             answer = (probability(batch) if self.window is None else self.window(probability, batch))[0]
             require_numbers(answer, name)
-            return (resize_probability(answer, image.shape[:2]) if self.target == "mask" else answer).cpu()
+            full = resize_probability(answer, image.shape[:2]) if self.target == "mask" else answer
+            return np.array(full.cpu())
 
 
 def _check_window(model: Trained, size: tuple[int, int]) -> None:

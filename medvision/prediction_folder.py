@@ -272,7 +272,8 @@ class PredictionFolder:
         header, *rows = csv.reader(whole) if text else [self.header]
         if header != self.header:
             raise MedvisionError(
-                f"{self.table} has the columns {header}, expected {self.header}; begin anew with overwrite=true"
+                f"{self.table} has the columns {header}, expected {self.header}; remove it, and begin anew with "
+                "overwrite=true"
             )
         found: dict[str, dict[str, list[str]]] = {}
         for row in rows:

@@ -29,7 +29,7 @@ class SlidingWindow:
     """
 
     def __init__(self, size: tuple[int, int], overlap: float = 0.5, batch: int = 8) -> None:
-        if not 0 <= overlap < 1:
+        if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
             raise MedvisionError(f"overlap={overlap}: expected a share of the window's side, from 0 to below 1")
         self.size, self.overlap, self.batch = size, overlap, batch
 
