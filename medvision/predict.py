@@ -37,7 +37,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         raise MedvisionError(f"threshold={cfg.threshold}: expected 'stored' or a probability above 0 and below 1")
     window = cfg.window
     size = None if window is None else as_size([*window] if isinstance(window, ListConfig) else window, "window")
-    from medvision.build import load_run
+    from medvision.build import keep_freed_memory, load_run
     from medvision.prediction import Predictor
     from medvision.prediction_folder import SHOWN, Inputs, PredictionFolder, predict
     from medvision.report import require_finished
@@ -66,15 +66,17 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         overlap=None if size is None else cfg.overlap,
     )
     log.info("%s", inputs.summary)
+    keep_freed_memory()
     try:
         broken = predict(predictor, inputs, folder, bool(cfg.overwrite))
     except KeyboardInterrupt:
         raise MedvisionError("interrupted; the same command goes on") from None
     print(f"{len(inputs.images) - len(broken)} of {len(inputs.images)} images predicted: {folder.table}")
     if broken:
+        title = f"broken are {len(broken)} of {len(inputs.images)} images:"
         lines = [f"  {name}: {reason}" for name, reason in broken.items()]
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise MedvisionError("\n".join([f"broken are {len(broken)} of {len(inputs.images)} images:", *lines[:SHOWN], *more]))
+        raise MedvisionError("\n".join([title, *lines[:SHOWN], *more]))
 
 
 def _threshold(runs: "Sequence[Run]", asked: str | float) -> list[float]:
