@@ -256,6 +256,9 @@ class PredictionFolder:
                     f"these files are of no prediction that is known here: {', '.join(foreign[:SHOWN])}{more}; choose "
                     "another output, or write over them with overwrite=true"
                 )
+        for path in (path for name in self.rows if not self.finished(name) for path in self._pictures(name)):
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
+                left.unlink()
         self._write_table()
         write_json(self.record, self.settings)
 

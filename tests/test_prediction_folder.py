@@ -255,8 +255,10 @@ def test_a_kill_between_the_rows_and_the_pictures_of_an_image(images, tmp_path, 
         patch.setattr("medvision.prediction_folder.overlay", stop)
         answers(images, tmp_path / "out")
     assert [row["file"] for row in rows(tmp_path / "out")] == ["a.jpg"]
+    (tmp_path / "out" / ".a_mask.png.123.tmp").write_text("half of a picture")
     again, _ = answers(images, tmp_path / "out")
-    assert again.asked == NAMES and [row["file"] for row in rows(tmp_path / "out")] == NAMES
+    answers(images, tmp_path / "whole")
+    assert again.asked == NAMES and files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_a_picture_that_was_removed_is_made_again(images, tmp_path):
