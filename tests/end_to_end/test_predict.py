@@ -77,6 +77,14 @@ def test_a_run_answers_in_a_notebook_with_its_own_normalisation(moved, images, m
     assert found.mean() == pytest.approx(float(expected.mean()), abs=0.01)
 
 
+def test_without_a_record_the_normalisation_is_that_of_the_data(cli, moved, monkeypatch):
+    for name, value in cli.environment.items():
+        monkeypatch.setenv(name, value)
+    stored = json.loads((moved / "splits.json").read_text())
+    (moved / "splits.json").unlink()
+    np.testing.assert_array_equal(load_run(moved).normalisation, [stored["mean"], stored["std"]])
+
+
 def test_a_second_start_goes_on_and_other_settings_are_refused(cli, finished, images, tmp_path):
     words = [f"run={finished[0]}", f"input={images}/*.*", f"output={tmp_path / 'out'}"]
     some = sorted(images.iterdir())[0]
