@@ -13,6 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -24,6 +25,7 @@ from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS
 from medvision.models import Network
+from medvision.prediction import Trained
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
@@ -122,21 +124,39 @@ class Run:
         checkpoint: dict[str, Any] = _checked(
             f"{path} as a Lightning checkpoint", lambda: torch.load(path, map_location="cpu", weights_only=True)
         )
-        _checked(f"{self.describe()} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
+        _checked(f"{self._title} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
         return checkpoint
+
+    @cached_property
+    def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel, in [0, 1], as training recorded them, else those of the data."""
+        stored = read_json(self.folder.splits) if self.folder and self.folder.splits.exists() else {}
+        if "mean" not in stored:
+            return self.data.normalisation
+        return np.array(stored["mean"]), np.array(stored["std"])
+
+    def predicting(self) -> Trained:
+        """What prediction needs, on the device and with the precision of `evaluating`; asks for no data."""
+        trainer = self.evaluating()
+        name = str(self.folder.path) if self.folder else self.data.spec.name
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin
+        return Trained(name, self.task, *self.normalisation, device, precision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""
         spec, cfg = self.data.spec, self.config
         parameters = sum(p.numel() for p in self.task.model.parameters())
         sizes = ", ".join(f"{len(samples)} {name}" for name, samples in self.data.splits.items())
-        network = self.task.model
-        model = network.title if isinstance(network, Network) else type(network).__name__
         return (
-            f"{model} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
+            f"{self._title} ({parameters / 1e6:.2f} M parameters) on {spec.name} ({sizes}) at "
             f"{spec.image_size[0]}x{spec.image_size[1]}, batch {self.data.batch_size}, {cfg.trainer.precision}, "
             f"seed {cfg.seed}"
         )
+
+    @property
+    def _title(self) -> str:
+        network = self.task.model
+        return network.title if isinstance(network, Network) else type(network).__name__
 
     def evaluating(self) -> pl.Trainer:
         """A trainer that only measures, on one device with the same precision."""
@@ -267,7 +287,10 @@ def load_run(folder: Path | str) -> Run:
         MedvisionError: If the folder holds no run, or no finished epoch.
     """
     place = RunFolder(Path(folder).expanduser().resolve())
-    run = build(load_config(place), pretrained=False)
+    cfg = load_config(place)
+    if cfg.loss.get("positive_weights") == "auto":  # an older run: only training needs the numbers, and they the data
+        cfg.loss.positive_weights = None
+    run = build(cfg, pretrained=False)
     run.folder = place
     checkpoint = run.load_weights(place.require_checkpoint())
     run.best = checkpoint["callbacks"]["Checkpoint"]

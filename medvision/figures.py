@@ -107,6 +107,14 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
         page.save(temporary, "PNG")
 
 
+def overlay(image: Pixels, masks: NDArray[np.bool_]) -> Pixels:
+    """An image (H, W, C) with masks (K, H, W) over it, a veil and an outline for each class: RGB (H, W, 3)."""
+    result: Pixels = np.broadcast_to(image, (*image.shape[:2], 3)).copy()
+    for k, mask in enumerate(masks):
+        result = _paint(result, mask, CLASSES[k % len(CLASSES)], 1 + min(mask.shape) // 500)
+    return result
+
+
 def named(classes: Sequence[str], there: NDArray[np.bool_]) -> str:
     """The names of the classes that are there, for a caption."""
     return " + ".join(name for name, flag in zip(classes, there, strict=True) if flag) or "none"
@@ -159,12 +167,12 @@ def _enlarge(masks: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool
     return np.stack([cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks])
 
 
-def _paint(image: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Pixels:
+def _paint(image: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int], line: int = 1) -> Pixels:
     """A thin veil of colour with a clear outline, so that what lies under it stays to be judged."""
     result = image.copy()
     result[mask] = (0.75 * result[mask] + 0.25 * np.array(colour)).astype(np.uint8)
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(result, contours, -1, colour, 1, cv2.LINE_AA)
+    cv2.drawContours(result, contours, -1, colour, line, cv2.LINE_AA)
     return result
 
 

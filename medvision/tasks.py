@@ -248,7 +248,7 @@ class SegmentationTask(Task):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Counts each image of a batch at the size of its `mask`, into `counted`."""
         for probability, mask, name in zip(self.probability(batch["image"]), batch["mask"], batch["id"], strict=True):
-            _require_numbers(probability, name)
+            require_numbers(probability, name)
             full = resize_probability(probability, mask.shape[-2:])
             counts = histogram(full, mask.to(full.device), self.thresholds)
             self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts))
@@ -298,11 +298,16 @@ class ClassificationTask(Task):
         """Keeps the probabilities of each image, in `scored`."""
         probability = self.probability(batch["image"]).cpu()
         for name, values, target in zip(batch["id"], probability, batch["target"].cpu(), strict=True):
-            _require_numbers(values, name)
+            require_numbers(values, name)
             self.scored.append(ImageScores(name, values, target))
 
 
-def _require_numbers(probability: Tensor, name: str) -> None:
+def require_numbers(probability: Tensor, name: str) -> None:
+    """Refuses what is no probability.
+
+    Raises:
+        MedvisionError: If the model answers NaN for the image of this name.
+    """
     if not bool(torch.isfinite(probability).all()):
         raise MedvisionError(f"the model answers NaN for {name}; expected probabilities: these weights are broken")
 

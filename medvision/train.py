@@ -41,6 +41,7 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
 
         if "positive_weights" in cfg.loss:
             cfg.loss.positive_weights = prepared[0].config.loss.positive_weights  # what was `auto`, as numbers
+        cfg.data.exclude = sorted(prepared[0].data.exclude)  # what a file listed, by name
         save_config(cfg, place)
         write_text(place.overrides, OmegaConf.to_yaml(OmegaConf.create(overrides)))
     except BaseException:

@@ -9,18 +9,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "logger", "optim", "submission"},
+    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "optim", "submission"},
     {"figures", "postprocess"},
     {"tasks"},
     {"callbacks"},
-    {"evaluation", "runs", "verification"},
+    {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs"},
+    {"report", "costs", "prediction_folder"},
     {"cli"},
-    {"train", "evaluate", "prepare", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
-KNOW_HYDRA = {"build", "cli", "train", "evaluate", "prepare", "models.__main__"}
+KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "models.__main__"}
 
 
 def room_of(*parts):
@@ -61,11 +61,11 @@ def test_only_build_and_the_entry_points_know_hydra():
     ("modules", "unwanted"),
     [
         (
-            ["models", "data", "losses", "metrics", "tasks", "callbacks", "runs", "verification"],
+            ["models", "data", "losses", "metrics", "tasks", "callbacks", "runs", "verification", "prediction_folder"],
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "prepare"],
+            ["cli", "train", "evaluate", "predict", "prepare"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
     ],

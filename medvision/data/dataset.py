@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from medvision.data.augment import Augment
 from medvision.data.cache import Cache, Sample
-from medvision.data.images import Pixels
+from medvision.data.images import Normalise
 from medvision.data.sampling import Draw
 from medvision.spec import DataSpec
 
@@ -46,8 +46,7 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self.rows = torch.from_numpy(rows)
         self.samples = Packed(samples if self.full else (sample.id for sample in samples))
         self.labels = torch.from_numpy(_targets(samples, spec)) if spec.target == "label" else None
-        mean, std = normalisation
-        self.scale, self.offset = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
+        self.normalise = Normalise(*normalisation)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -76,14 +75,6 @@ class CachedDataset(Dataset[dict[str, Any]]):
         if self.full:
             full = sample.read_masks(tuple(self.cache.facts["size"][row].tolist()))[0]
             result["mask"] = torch.from_numpy(full).permute(2, 0, 1)
-        return result
-
-    def normalise(self, image: Pixels) -> NDArray[np.float32]:
-        """uint8 (H, W, C) to float32 (C, H, W) with the training split's mean 0 and standard deviation 1."""
-        planes = image.transpose(2, 0, 1)
-        result = np.empty(planes.shape, np.float32)  # filled in place: faster than arrays for each step, same bits
-        np.multiply(planes, self.scale[:, None, None], out=result)
-        np.subtract(result, self.offset[:, None, None], out=result)
         return result
 
 

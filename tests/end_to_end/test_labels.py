@@ -2,12 +2,14 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from medvision.build import load_run
 from medvision.metrics import NAMES, summarise_labels
 
 SMALL = ["model=resnet18", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=2"]
@@ -64,6 +66,30 @@ def test_a_threshold_for_exclusive_classes_is_refused(run, cli):
     else:
         found = cli("evaluate", f"run={folder}", "threshold=0.5", code=1)
         assert "phantom_insects has exclusive classes" in found.stderr
+
+
+def test_predictions_are_those_of_evaluation(run, cli, tmp_path, monkeypatch):
+    data, folder, _ = run
+    for name, value in cli.environment.items():
+        monkeypatch.setenv(name, value)
+    split = "val" if data == "phantom_insects" else "test"
+    for sample in load_run(folder).data.splits[split]:
+        path = tmp_path / "in" / f"{sample.id}{Path(sample.image.name).suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.image.read())
+    places = {"MEDVISION_DATA": "/nowhere", "MEDVISION_CACHE": "/nowhere"}
+    cli("predict", f"run={folder}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", **places)
+    found, expected = (
+        list(csv.DictReader(path.open()))
+        for path in (tmp_path / "out/predictions.csv", folder / f"results_{split}.csv")
+    )
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one["file"].rpartition(".")[0] == other["id"]
+        assert [one[key] for key in ("class", "threshold", "decision")] == [
+            other[key] for key in ("class", "threshold", "decision")
+        ]
+        assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-6)
 
 
 def test_an_encoder_goes_from_labels_to_masks(run, cli, tmp_path):

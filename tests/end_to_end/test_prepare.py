@@ -5,6 +5,7 @@ import time
 import zipfile
 
 import pytest
+from omegaconf import OmegaConf
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,8 @@ def test_errors_end_with_a_list_to_exclude_that_training_accepts(place, download
         place("train", "data=isic2017", *options, f"data.exclude={listed}", f"hydra.run.dir={run}")
         ids = json.loads((run / "splits.json").read_text())["train"]
         assert len(ids) == 4 and not {"ISIC_0000002", "ISIC_0000004"} & set(ids)
+        config = OmegaConf.load(run / ".hydra" / "config.yaml")  # by name: the run does not need the list any more
+        assert config.data.exclude == ["ISIC_0000002", "ISIC_0000004"]
         warnings = json.loads((run / "environment.json").read_text())["starts"][0]["data_warnings"]
         assert any("not the official number" in warning for warning in warnings)
     finally:

@@ -1,0 +1,102 @@
+"""`python -m medvision.predict run=<folder> input=<images> output=<folder>`: masks or labels of any images."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, ListConfig
+
+from medvision import cli
+from medvision.errors import MedvisionError
+from medvision.spec import as_size
+
+if TYPE_CHECKING:
+    from medvision.build import Run
+    from medvision.runs import RunFolder
+
+log = logging.getLogger("medvision.predict")  # __name__ is __main__ here
+
+
+def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> None:
+    """Predicts images with the runs of the configs, one each, which are else the same.
+
+    Raises:
+        MedvisionError: If anything is refused, or, after all others are predicted, if images are broken.
+    """
+    cfg = configs[0]
+    for word, what in (
+        ("run", "folder, as train printed it"),
+        ("input", "image, folder or glob"),
+        ("output", "folder"),
+    ):
+        if cfg[word] is None:
+            raise MedvisionError(f"which {word}? {word}=<{what}>")
+    if cfg.threshold != "stored" and (not isinstance(cfg.threshold, int | float) or not 0 < cfg.threshold < 1):
+        raise MedvisionError(f"threshold={cfg.threshold}: expected 'stored' or a probability above 0 and below 1")
+    window = cfg.window
+    size = None if window is None else as_size([*window] if isinstance(window, ListConfig) else window, "window")
+    from medvision.build import keep_freed_memory, load_run
+    from medvision.prediction import Predictor
+    from medvision.prediction_folder import SHOWN, Inputs, PredictionFolder, predict
+    from medvision.report import require_finished
+    from medvision.runs import RunFolder
+    from medvision.windows import SlidingWindow
+
+    output = Path(str(cfg.output)).expanduser().resolve()
+    inputs = Inputs.find(str(cfg.input), output)
+    places = [RunFolder(Path(str(config.run)).expanduser().resolve()) for config in configs]
+    for place in places:
+        if place.config.exists() and cfg.threshold == "stored":
+            require_finished(place)
+    runs = [load_run(place.path) for place in places]
+    sliding = None if size is None else SlidingWindow(size, cfg.overlap)
+    predictor = Predictor([run.predicting() for run in runs], cfg.tta, sliding)
+    folder = PredictionFolder(
+        output,
+        predictor.target,
+        predictor.classes,
+        _threshold(runs, cfg.threshold),
+        bool(cfg.probabilities) and predictor.target == "mask",
+        runs=[_identity(place, run) for place, run in zip(places, runs, strict=True)],
+        input=str(inputs.root),
+        tta=cfg.tta,
+        window=None if size is None else list(size),
+        overlap=None if size is None else cfg.overlap,
+    )
+    log.info("%s", inputs.summary)
+    keep_freed_memory()
+    try:
+        broken = predict(predictor, inputs, folder, bool(cfg.overwrite))
+    except KeyboardInterrupt:
+        raise MedvisionError("interrupted; the same command goes on") from None
+    print(f"{len(inputs.images) - len(broken)} of {len(inputs.images)} images predicted: {folder.table}")
+    if broken:
+        title = f"broken are {len(broken)} of {len(inputs.images)} images:"
+        lines = [f"  {name}: {reason}" for name, reason in broken.items()]
+        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        raise MedvisionError("\n".join([title, *lines[:SHOWN], *more]))
+
+
+def _threshold(runs: "Sequence[Run]", asked: str | float) -> list[float]:
+    """Of each class the stored threshold, of several runs their mean, or the number that was asked for; says which."""
+    if not isinstance(asked, str):
+        return runs[0].fixed(asked)
+    stored = [run.threshold for run in runs]
+    mean = [sum(of_class) / len(runs) for of_class in zip(*stored, strict=True)]
+    for name, value, *own in zip(runs[0].data.spec.classes, mean, *stored, strict=False):
+        those = f", the mean of {', '.join(f'{v:g}' for v in own)}" if len(own) > 1 else ""
+        log.info("threshold of %s: %g as stored%s", name, value, those)
+    return mean
+
+
+def _identity(place: "RunFolder", run: "Run") -> dict[str, Any]:
+    """What tells one run from another, also if it was trained anew in the same folder."""
+    with place.best.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return {"folder": str(place.path), "epoch": run.best["best_epoch"], "checkpoint": digest[:16]}
+
+
+if __name__ == "__main__":
+    cli.main("predict", start, several="run")
