@@ -303,9 +303,7 @@ class EpochLines(pl.Callback):
         self.seconds.append(time.perf_counter() - self._started)
         metrics = trainer.callback_metrics
         monitor = str(trainer.lightning_module.monitor)
-        shown = dict.fromkeys(
-            ["train/loss", "val/loss", "val/dice_image", "val/jaccard_image", *figures.LABELS, monitor]
-        )
+        shown = dict.fromkeys(["train/loss", "val/loss", *figures.watched(metrics), monitor])
         numbers = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
         log.info(
             "epoch %d/%s  %s  %.1f s",

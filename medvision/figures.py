@@ -1,6 +1,6 @@
 """Pictures: sheets of images with truth and prediction, and the curves of a training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ Pixels = NDArray[np.uint8]
 
 TILE = 224  # height of a picture in a sheet, pixels
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
+OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]
 LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
 CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
 
@@ -115,6 +116,11 @@ def overlay(image: Pixels, masks: NDArray[np.bool_]) -> Pixels:
     return result
 
 
+def watched(logged: Collection[str]) -> list[str]:
+    """Of the metrics that are logged those to watch a training by: of masks, or else of labels."""
+    return [name for name in OVERLAP if name in logged] or [name for name in LABELS if name in logged]
+
+
 def named(classes: Sequence[str], there: NDArray[np.bool_]) -> str:
     """The names of the classes that are there, for a caption."""
     return " + ".join(name for name, flag in zip(classes, there, strict=True) if flag) or "none"
@@ -185,7 +191,7 @@ def curves(path: Path, history: Sequence[Row]) -> None:
 
     panels = [
         ("loss", ["train/loss", "val/loss"]),
-        ("metrics", ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", *LABELS]),
+        ("metrics", watched({metric for _, _, metric, _ in history})),
         ("learning rate", ["lr"]),
     ]
     steps = max((row[1] for row in history), default=0) + 1

@@ -42,6 +42,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     from medvision.prediction_folder import SHOWN, Inputs, PredictionFolder, predict
     from medvision.report import require_finished
     from medvision.runs import RunFolder
+    from medvision.submission import check_submission, require_submittable, write_submission
     from medvision.windows import SlidingWindow
 
     output = Path(str(cfg.output)).expanduser().resolve()
@@ -65,6 +66,11 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         window=None if size is None else list(size),
         overlap=None if size is None else cfg.overlap,
     )
+    ids = {member.name: Path(member.name).stem for member in inputs.images}
+    if cfg.format is not None:
+        if predictor.target != "mask":
+            raise MedvisionError(f"format={cfg.format} is of masks; these runs answer labels: leave it out")
+        require_submittable(cfg.format, predictor.classes, [*ids.values()])
     log.info("%s", inputs.summary)
     keep_freed_memory()
     try:
@@ -77,6 +83,11 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         lines = [f"  {name}: {reason}" for name, reason in broken.items()]
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise MedvisionError("\n".join([title, *lines[:SHOWN], *more]))
+    if cfg.format is not None:
+        archive = output / f"{cfg.format}.zip"
+        write_submission(archive, cfg.format, ((image, folder.masks(name)) for name, image in ids.items()))
+        check_submission(archive, cfg.format, {image: folder.masks(name).shape[1:] for name, image in ids.items()})
+        print(f"submission, checked: {archive}")
 
 
 def _threshold(runs: "Sequence[Run]", asked: str | float) -> list[float]:

@@ -153,6 +153,10 @@ class PredictionFolder:
         places = {kind: [stem.with_name(f"{stem.name}_{word}{kind}.png") for word in words] for kind in kinds}
         return places | {"overlay": [stem.with_name(f"{stem.name}_overlay.png")]}
 
+    def masks(self, name: str) -> NDArray[np.bool_]:
+        """The masks of a finished image, bool (K, H, W)."""
+        return np.stack([np.asarray(Image.open(path)) > 0 for path in self.pictures(name)["mask"]])
+
     def finished(self, name: str) -> bool:
         """Whether rows and pictures of an image are there."""
         return name in self.rows and all(path.exists() for path in self._pictures(name))

@@ -4,7 +4,7 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,29 @@ FORMATS = {
     ),
 }
 """By name. ISIC 2018 Task 1 also asks for a single region without holes, which `Cleaning` of `postprocess` makes."""
+
+
+def require_submittable(format: str, classes: Sequence[str], images: Sequence[str]) -> None:
+    """Refuses predictions that cannot become a submission, before they are made.
+
+    Args:
+        format: A key of `FORMATS`.
+        classes: Names of the K classes that are predicted.
+        images: Ids of the images.
+
+    Raises:
+        MedvisionError: If the format is not known, wants other classes, or an id is no image of ISIC or comes twice.
+    """
+    rules = _format(format)
+    wanted = [kind.removeprefix("attribute_") for kind in rules.kinds]
+    if len(classes) != len(wanted) or (len(wanted) > 1 and list(classes) != wanted):
+        raise MedvisionError(f"format={format} wants masks of {', '.join(wanted)}; predicted are {', '.join(classes)}")
+    if foreign := [image for image in images if not IMAGE.fullmatch(image)]:
+        raise MedvisionError(
+            f"format={format} wants images named as ISIC_0000000 ({rules.page}); found {_listed(foreign)}"
+        )
+    if twice := [image for image, times in Counter(images).items() if times > 1]:
+        raise MedvisionError(f"format={format} wants each image once; there more than once: {_listed(twice)}")
 
 
 def write_submission(path: Path, format: str, masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> None:

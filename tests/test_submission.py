@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medvision.errors import MedvisionError
-from medvision.submission import FORMATS, check_submission, write_submission
+from medvision.submission import FORMATS, check_submission, require_submittable, write_submission
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"ISIC_0000003": (5, 7), "ISIC_0000001": (9, 4), "ISIC_0012345": (6, 6)}
@@ -243,3 +243,19 @@ def test_damage_within_the_zip_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(MedvisionError, match=r"1 that cannot be decoded: ISIC_0000001_segmentation.png \(BadZipFile"):
         check_submission(path, "isic2017", SIZES)
+
+
+@pytest.mark.parametrize(
+    ("format", "classes", "images", "said"),
+    [
+        ("isic2019", ["lesion"], ["ISIC_0000001"], "isic2019"),
+        ("isic2017", ["a", "b"], ["ISIC_0000001"], "wants masks of segmentation; predicted are a, b"),
+        ("isic2018_task2", ["globules"] * 5, ["ISIC_0000001"], "wants masks of pigment_network, negative_network"),
+        ("isic2017", ["lesion"], ["ISIC_0000001", "photo"], r"wants images named as ISIC_0000000 .*found photo"),
+        ("isic2017", ["lesion"], ["ISIC_0000001"] * 2, "there more than once: ISIC_0000001"),
+    ],
+)
+def test_what_cannot_become_a_submission_is_refused_before(format, classes, images, said):
+    require_submittable("isic2017", ["lesion"], ["ISIC_0000001", "ISIC_0000002"])
+    with pytest.raises(MedvisionError, match=said):
+        require_submittable(format, classes, images)

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def moved(finished, tmp_path):
 
 def test_masks_of_the_test_split_from_the_run_folder_alone(cli, finished, moved, images, tmp_path):
     out = tmp_path / "out"
-    done = cli("predict", f"run='{moved}'", f"input={images}", f"output={out}", "probabilities=true", **NOWHERE)
+    words = [f"run='{moved}'", f"input={images}", f"output={out}", "probabilities=true", "format=isic2017"]
+    done = cli("predict", *words, **NOWHERE)
     expected = rows(finished[0] / "results_test.csv")
     assert f"7 of 7 images predicted: {out / 'predictions.csv'}" in done.stdout
     assert f"threshold of lesion: {float(expected[0]['threshold']):g} as stored" in done.stdout
@@ -58,6 +60,12 @@ def test_masks_of_the_test_split_from_the_run_folder_alone(cli, finished, moved,
         assert mask.shape == (int(row["height"]), int(row["width"])) and (mask > 0).sum() == int(found["area"])
         assert Image.open(out / f"{row['id']}_overlay.png").size == mask.shape[::-1]
         assert np.asarray(Image.open(out / f"{row['id']}_probability.png")).dtype == np.uint16
+        with zipfile.ZipFile(out / "isic2017.zip") as archive:
+            assert len(archive.namelist()) == 7
+            with archive.open(f"{row['id']}_segmentation.png") as file:
+                np.testing.assert_array_equal(np.asarray(Image.open(file)), mask)
+    error = cli("predict", *words[:4], "format=isic2018_task2", code=1).stderr
+    assert "format=isic2018_task2 wants masks of pigment_network, " in error and "predicted are lesion" in error
 
 
 def test_a_run_answers_in_a_notebook_with_its_own_normalisation(moved, images, monkeypatch):
