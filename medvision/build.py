@@ -13,7 +13,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -127,20 +126,12 @@ class Run:
         _checked(f"{self._title} from {path}", lambda: self.task.load_state_dict(checkpoint["state_dict"]))
         return checkpoint
 
-    @cached_property
-    def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of each channel, in [0, 1], as training recorded them, else those of the data."""
-        stored = read_json(self.folder.splits) if self.folder and self.folder.splits.exists() else {}
-        if "mean" not in stored:
-            return self.data.normalisation
-        return np.array(stored["mean"]), np.array(stored["std"])
-
     def predicting(self) -> Trained:
         """What prediction needs, on the device and with the precision of `evaluating`; asks for no data."""
         trainer = self.evaluating()
         name = str(self.folder.path) if self.folder else self.data.spec.name
         device, precision = trainer.strategy.root_device, trainer.precision_plugin
-        return Trained(name, self.task, *self.normalisation, device, precision)
+        return Trained(name, self.task, *self.data.normalisation, device, precision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""
@@ -290,6 +281,9 @@ def load_run(folder: Path | str) -> Run:
     cfg = load_config(place)
     if cfg.loss.get("positive_weights") == "auto":  # an older run: only training needs the numbers, and they the data
         cfg.loss.positive_weights = None
+    stored = read_json(place.splits) if place.splits.exists() else {}
+    if "mean" in stored:  # what it was trained with, whatever data is there now, if any
+        cfg.data.spec.mean, cfg.data.spec.std = stored["mean"], stored["std"]
     run = build(cfg, pretrained=False)
     run.folder = place
     checkpoint = run.load_weights(place.require_checkpoint())

@@ -73,7 +73,7 @@ def test_a_run_answers_in_a_notebook_with_its_own_normalisation(moved, images, m
         monkeypatch.setenv(name, value)
     run = load_run(moved)
     stored = json.loads((moved / "splits.json").read_text())
-    np.testing.assert_array_equal(run.normalisation, [stored["mean"], stored["std"]])
+    np.testing.assert_array_equal(run.data.normalisation, [stored["mean"], stored["std"]])
     predictor = Predictor([run.predicting()])
     image = Image.open(sorted(images.iterdir())[0]).convert("RGB")
     small = np.asarray(image.resize((48, 32), Image.Resampling.BOX)) / 255
@@ -90,7 +90,7 @@ def test_without_a_record_the_normalisation_is_that_of_the_data(cli, moved, monk
         monkeypatch.setenv(name, value)
     stored = json.loads((moved / "splits.json").read_text())
     (moved / "splits.json").unlink()
-    np.testing.assert_array_equal(load_run(moved).normalisation, [stored["mean"], stored["std"]])
+    np.testing.assert_array_equal(load_run(moved).data.normalisation, [stored["mean"], stored["std"]])
 
 
 def test_a_second_start_goes_on_and_other_settings_are_refused(cli, finished, images, tmp_path):
