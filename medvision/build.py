@@ -192,9 +192,8 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             "among the defaults of its yaml"
         )
     cfg = _resolved(cfg)
-    for key in () if pretrained else ("encoder_weights", "published_weights"):
-        if key in cfg.model:
-            cfg.model[key] = None
+    if not pretrained:
+        _leave_out_weights(cfg)
     data: ImageDataModule = _make(cfg.data, "data")
     pl.seed_everything(cfg.seed, verbose=False)  # the weights that the model begins with
     model: nn.Module = _make(cfg.model, "model")
@@ -245,9 +244,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
         MedvisionError: If anything in it is refused.
     """
     cfg = _resolved(cfg)
-    for key in cfg.model:
-        if str(key).endswith("_weights"):
-            cfg.model[key] = None
+    _leave_out_weights(cfg)
     model: nn.Module = _make(cfg.model, "model")
     return model
 
@@ -348,6 +345,13 @@ def _checked(label: str, make: Callable[[], Any]) -> Any:
         if isinstance(cause, MedvisionError):
             raise cause from error
         raise MedvisionError(f"{label} cannot be made ({type(cause).__name__}: {cause})") from error
+
+
+def _leave_out_weights(cfg: DictConfig) -> None:
+    """Lets a model begin with none of the weights from elsewhere that it asks for."""
+    for key in ("encoder_weights", "published_weights"):
+        if key in cfg.model:
+            cfg.model[key] = None
 
 
 def _check_challenge(spec: DataSpec) -> None:
