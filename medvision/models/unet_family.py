@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.cpu import channels_last
 from medvision.models.encoder import EncoderModel, fix_unused
 from medvision.models.options import one_of, share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
@@ -55,8 +56,8 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine one feature map."""
-        x = self.dropout(F.relu(self.norm1(self.conv1(self.pool(x)))))
-        return F.relu(self.norm2(self.conv2(x)))
+        x = self.dropout(F.relu(self.norm1(self.conv1(self.pool(x))), inplace=True))
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
 
 
 class ResidualBlock(nn.Module):
@@ -79,7 +80,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine one feature map."""
-        inner = self.dropout(F.relu(self.norm(self.conv1(self.before(x)))))
+        inner = self.dropout(F.relu(self.norm(self.conv1(self.before(x))), inplace=True))
         refined: Tensor = self.conv2(inner) + self.shortcut(x)
         return refined
 
@@ -296,7 +297,7 @@ class UNetFamily(EncoderModel):
             level, main first.
         """
         # Two pixels a side or more at the deepest level: one alone cannot be normalised in training.
-        padded = pad_to_multiple(image, self.stride, minimum=2 * self.stride)
+        padded = channels_last(pad_to_multiple(image, self.stride, minimum=2 * self.stride))
         *skips, x = self.encoder(padded)
         decoded: list[Tensor] = []
         for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):
