@@ -1,5 +1,6 @@
 """Exported networks: the very probabilities, all that is needed to use them, and no file that answers otherwise."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
 from medvision.errors import MedvisionError
@@ -74,8 +76,8 @@ def test_answers_as_the_network(name, form, dynamic, spec, tmp_path):
     model = trained(facts, NETWORKS[name])
     path = tmp_path / "model"
     path = path.with_suffix(".onnx" if form == "onnx" else ".pt2")
-    difference = export(model, [] if label else [0.4], path, form, [photo(), photo(50, 120)], dynamic)
-    assert difference < 1e-5
+    difference, own = export(model, [] if label else [0.4], path, form, [photo(), photo(50, 120)], dynamic)
+    assert difference < 1e-5 and own == difference
     answer, found = loaded(path)
     assert found == metadata(model, [] if label else [0.4], dynamic)
     assert found["activation"] == ("softmax" if label else "sigmoid") and found["size"] == [64, 96]
@@ -155,7 +157,15 @@ def test_a_network_of_one_size_says_so(spec, tmp_path):
 def test_a_compiled_network_is_exported(spec, tmp_path):
     model = trained(spec(), NETWORKS["unetpp"])
     model.task.model.compile(backend="eager")
-    assert export(model, [0.5], tmp_path / "model.pt2", "torch_export", [photo()]) < 1e-5
+    assert export(model, [0.5], tmp_path / "model.pt2", "torch_export", [photo()])[0] < 1e-5
+
+
+def test_the_difference_from_a_run_in_16_bits_is_told(spec, tmp_path):
+    model = dataclasses.replace(
+        trained(spec(), NETWORKS["unetpp"]), precision=MixedPrecision("bf16-mixed", device="cpu")
+    )
+    difference, own = export(model, [0.5], tmp_path / "model.pt2", "torch_export", [photo()])
+    assert difference < 1e-5 < own < 0.1
 
 
 def test_missing_packages_are_named_with_their_cure(spec, tmp_path, monkeypatch):
