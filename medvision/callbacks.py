@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints that resume exactly, averages of weights, early stopping, lines and pictures."""
+"""Lightning callbacks: checkpoints that resume exactly, averages of weights, early stopping, lines, pictures."""
 
 import itertools
 import logging
@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +14,23 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from PIL import Image
 from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn
 from torch.utils.serialization import config as serialization
 
 from medvision import figures
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
+from medvision.explanation import RULES, Target, default_layers, explain, row
 from medvision.files import replacing
 from medvision.logger import read_history
 from medvision.metrics import one_hot
 from medvision.models import EncoderModel
+from medvision.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -382,6 +388,94 @@ class Pictures(pl.Callback):
         if tiles := [row for row in self._rows if isinstance(row, figures.Tile)]:
             figures.gallery(path, tiles, [], f"validation {after}: truth, and the most probable class")
         self._drawn = time.monotonic()
+
+
+class Explanations(pl.Callback):
+    """Draws the heat of the same validation images at chosen epochs, to files and to TensorBoard and wandb.
+
+    The files go to `explanations` in the trainer's `default_root_dir`, the run folder. The weights explained are those
+    that validation measures, also where they are averages. Neither gradients nor random states are touched, so that the
+    course of the training is the same without it, bit for bit.
+
+    Args:
+        images: Number of images.
+        epochs: A number n for every nth epoch, or a list of epochs, counted from 1.
+        layers: Names of layers; None chooses them (see `explanation.default_layers`).
+        method: A key of `explanation.RULES`.
+        target: `predicted`, `positive` or the name of a class.
+
+    Raises:
+        MedvisionError: If a number or the method is none of those.
+    """
+
+    def __init__(
+        self,
+        images: int = 4,
+        epochs: int | Sequence[int] = 1,
+        layers: Sequence[str] | None = None,
+        method: str = "grad_cam",
+        target: str = "predicted",
+    ) -> None:
+        if images < 1 or min([epochs] if isinstance(epochs, int) else epochs, default=0) < 1:
+            raise MedvisionError(f"callbacks.explain: images={images}, epochs={epochs}; expected numbers of 1 or more")
+        if method not in RULES:
+            raise MedvisionError(f"callbacks.explain.method={method}: expected one of {', '.join(RULES)}")
+        self.images, self.epochs, self.layers = images, epochs, layers
+        self.method, self.target = method, target
+        self._rows: list[list[figures.Tile]] = []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets the pictures of the epoch before."""
+        self._rows = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Explains the first images while the weights are those of validation."""
+        missing = self.images - len(self._rows)
+        if missing > 0 and self._due(trainer):
+            with isolate_rng():
+                self._explain(_data(trainer), cast(Task, pl_module), batch["image"][:missing], batch["id"])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the sheet."""
+        if self._rows and self._due(trainer):
+            with isolate_rng():
+                self._draw(trainer)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
+            return False
+        epoch = trainer.current_epoch + 1
+        return epoch % self.epochs == 0 if isinstance(self.epochs, int) else epoch in self.epochs
+
+    def _explain(self, data: ImageDataModule, task: Task, batch: torch.Tensor, names: Sequence[str]) -> None:
+        with torch.inference_mode(False):
+            images = batch.detach().clone().to(next(task.model.parameters()).dtype)
+            self.layers = self.layers or default_layers(task.model, images[:1])
+            target = Target(data.spec, task.activate, self.target)
+            for image, name in zip(images, names, strict=False):  # one at a time: little memory beside the training's
+                found = explain(task.model, image[None], self.layers, [self.method], target)
+                pixels = figures.to_pixels(image.float().cpu().numpy(), *data.normalisation)
+                heat = dict(zip(self.layers, found.heat[self.method][0].cpu().numpy(), strict=True))
+                choice = found.choices[0]
+                where = [] if choice.where is None else [choice.where.cpu().numpy() > 0]
+                caption = f"{name}: {choice.name} {found.probability[0]:.2f}"
+                self._rows.append(row(pixels, heat, caption, np.array(where, bool)))
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        epoch = trainer.current_epoch + 1
+        path = Path(trainer.default_root_dir) / "explanations" / f"epoch_{epoch:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiles = [tile for row in self._rows for tile in row]
+        title = f"{self.method} of what is {self.target} after epoch {epoch}"
+        figures.gallery(path, tiles, [], title, columns=len(self._rows[0]))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(Image.open(path))
+                logger.experiment.add_image("explanations", pixels, trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("explanations", [str(path)], step=trainer.global_step)
 
 
 def _data(trainer: pl.Trainer) -> ImageDataModule:

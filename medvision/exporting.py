@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medvision import __version__
-from medvision.data.images import Normalise, Pixels, resize_image, to_channels
+from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
 from medvision.files import replacing
 from medvision.models import Network
@@ -99,19 +99,15 @@ def export(
     require_format(form)
     task, spec = trained.task.cpu().float().eval(), trained.task.spec
     task.model.to(memory_format=torch.contiguous_format)
-    facts, normalise = metadata(trained, threshold, dynamic_size), Normalise(trained.mean, trained.std)
-    step = _multiple(trained)
+    facts, step = metadata(trained, threshold, dynamic_size), _multiple(trained)
     sizes = [spec.image_size] + [(spec.image_size[0] + step, spec.image_size[1] + 2 * step)] * dynamic_size
-    seen = [
-        torch.stack([torch.from_numpy(normalise(resize_image(to_channels(i, spec.in_channels), s))) for i in images])
-        for s in sizes
-    ]
+    seen = [torch.stack([trained.see(image, size) for image in images]).cpu() for size in sizes]
     program = _program(_Logits(task.model), spec.in_channels, spec.image_size, dynamic_size)
     with replacing(path) as temporary:
         answer = (_save_onnx if form == "onnx" else _save_torch)(program, temporary, facts)
         difference = own = 0.0
         with torch.inference_mode():
-            for batch in [part for batch in seen for part in (batch, batch[:1])]:
+            for batch in [part for every in seen for part in (every, every[:1])]:
                 expected, found = task.activate(task(batch)), task.activate(answer(batch))
                 require_numbers(expected, "an image of the check")
                 difference = max(difference, float((expected - found).abs().max()))

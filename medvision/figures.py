@@ -116,6 +116,15 @@ def overlay(image: Pixels, masks: NDArray[np.bool_]) -> Pixels:
     return result
 
 
+def heated(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """An image (H, W, C) under a map of heat (h, w) in [0, 1], from blue to red: RGB (H, W, 3)."""
+    height, width = image.shape[:2]
+    full = cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap((255 * full.clip(0, 1)).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    result: Pixels = (0.55 * np.broadcast_to(image, colours.shape) + 0.45 * colours).astype(np.uint8)
+    return result
+
+
 def watched(logged: Collection[str]) -> list[str]:
     """Of the metrics that are logged those to watch a training by: of masks, or else of labels."""
     return [name for name in OVERLAP if name in logged] or [name for name in LABELS if name in logged]

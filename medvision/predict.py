@@ -39,7 +39,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     size = None if window is None else as_size([*window] if isinstance(window, ListConfig) else window, "window")
     from medvision.build import keep_freed_memory, load_run
     from medvision.prediction import Predictor
-    from medvision.prediction_folder import SHOWN, Inputs, PredictionFolder, predict
+    from medvision.prediction_folder import Inputs, PredictionFolder, predict, require_whole
     from medvision.report import require_finished
     from medvision.runs import RunFolder
     from medvision.submission import check_submission, require_submittable, write_submission
@@ -78,11 +78,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     except KeyboardInterrupt:
         raise MedvisionError("interrupted; the same command goes on") from None
     print(f"{len(inputs.images) - len(broken)} of {len(inputs.images)} images predicted: {folder.table}")
-    if broken:
-        title = f"broken are {len(broken)} of {len(inputs.images)} images:"
-        lines = [f"  {name}: {reason}" for name, reason in broken.items()]
-        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise MedvisionError("\n".join([title, *lines[:SHOWN], *more]))
+    require_whole(broken, len(inputs.images))
     if cfg.format is not None:
         archive = output / f"{cfg.format}.zip"
         write_submission(archive, cfg.format, ((image, folder.masks(name)) for name, image in ids.items()))

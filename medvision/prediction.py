@@ -38,6 +38,12 @@ class Trained:
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # it cannot be changed
     precision: Precision = field(default_factory=Precision)
 
+    def see(self, image: Pixels, size: tuple[int, int] | None) -> Tensor:
+        """What the network is given of an image uint8 (H, W, 1 or 3): (C, *size), normalised; None keeps its size."""
+        seen = to_channels(image, self.task.spec.in_channels)
+        seen = seen if size is None else resize_image(seen, size)
+        return torch.from_numpy(Normalise(self.mean, self.std)(seen)).to(self.device)
+
 
 class Predictor:
     """Brings an image to what models saw in training, and their answer back to the image's own size.
@@ -95,10 +101,7 @@ class Predictor:
 
     def _answer(self, model: Trained, image: Pixels, name: str) -> NDArray[np.float32]:
         task = model.task
-        seen = to_channels(image, task.spec.in_channels)
-        if self.window is None:
-            seen = resize_image(seen, task.spec.image_size)
-        batch = torch.from_numpy(Normalise(model.mean, model.std)(seen))[None].to(model.device)
+        batch = model.see(image, task.spec.image_size if self.window is None else None)[None]
 
         def probability(images: Tensor) -> Tensor:
             return self.tta(task, task.activate, images)

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -340,6 +340,22 @@ def predict(predictor: Predictor, inputs: Inputs, folder: PredictionFolder, over
                 else:
                     folder.add(member.name, image, probability)
     return broken
+
+
+def require_whole(broken: Mapping[str, str], images: int) -> None:
+    """Names images that are broken.
+
+    Args:
+        broken: What is wrong with each.
+        images: How many there are with the whole ones.
+
+    Raises:
+        MedvisionError: If there are any.
+    """
+    if broken:
+        lines = [f"  {name}: {reason}" for name, reason in broken.items()]
+        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        raise MedvisionError("\n".join([f"broken are {len(broken)} of {images} images:", *lines[:SHOWN], *more]))
 
 
 def _member(root: Path, file: Path) -> Member:

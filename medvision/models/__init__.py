@@ -2,7 +2,7 @@
 
 from medvision.models.classifier import Classifier
 from medvision.models.encoder import EncoderModel
-from medvision.models.features import feature_maps, layer_names
+from medvision.models.features import feature_maps, layer_names, recording
 from medvision.models.initialise import initialise
 from medvision.models.network import Network
 from medvision.models.smp import SMP
@@ -27,4 +27,5 @@ __all__ = [
     "layer_names",
     "load_encoder_weights",
     "load_published",
+    "recording",
 ]

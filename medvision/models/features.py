@@ -1,8 +1,8 @@
 """Feature maps of any layers by name, in one forward pass."""
 
 import difflib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from torch import Tensor, nn
@@ -36,6 +36,27 @@ def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict
     Raises:
         MedvisionError: a name is unknown, the layer is not used in this pass, or answers something else.
     """
+    with recording(model, layers) as answers:
+        model(image)
+    return answers
+
+
+@contextmanager
+def recording(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Answer]]:
+    """Have the passes within the block keep what layers answer.
+
+    The rest of the network goes on with what is kept: the gradient of an output by a kept answer is that by the layer.
+
+    Args:
+        model: the network, to be called in the block.
+        layers: names in `layer_names`.
+
+    Yields:
+        What `feature_maps` returns, filled as the block ends.
+
+    Raises:
+        MedvisionError: as `feature_maps`.
+    """
     known = layer_names(model)
     for name in layers:
         if name not in known:
@@ -43,20 +64,23 @@ def feature_maps(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict
             hint = f"did you mean {', '.join(near)}?" if near else "layer_names(model) lists them."
             raise MedvisionError(f"{type(model).__name__} has no layer {name!r}: {hint}")
     answers: dict[str, list[Answer]] = {name: [] for name in layers}
+    filled: dict[str, Answer] = {}
 
-    def keep(name: str, layer: nn.Module, _: object, answer: object) -> None:
-        answers[name].append(_copy(answer, name, layer))
+    def keep(name: str, layer: nn.Module, _: object, answer: object) -> object:
+        kept = _copy(answer, name, layer)
+        answers[name].append(kept)
+        return _as(type(answer), kept)
 
     with ExitStack() as hooks:
         for name in answers:
             hooks.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
-        model(image)
+        yield filled
     if unused := [name for name, found in answers.items() if not found]:
         raise MedvisionError(
             f"Layers {unused} of {type(model).__name__} are not used in this pass: choose others, or call the network "
             "in the mode in which it uses them."
         )
-    return {name: found[0] if len(found) == 1 else found for name, found in answers.items()}
+    filled |= {name: found[0] if len(found) == 1 else found for name, found in answers.items()}
 
 
 def _copy(answer: object, name: str, layer: nn.Module) -> Answer:
@@ -68,3 +92,10 @@ def _copy(answer: object, name: str, layer: nn.Module) -> Answer:
         f"Layer {name!r} ({type(layer).__name__}) answers {type(answer).__name__}, expected tensors: choose a layer "
         "inside of it."
     )
+
+
+def _as(kind: type, kept: Answer) -> object:
+    """A copy of what is kept, for later layers, which may change it in place; a tuple where the layer answers one."""
+    if isinstance(kept, Tensor):
+        return kept.clone()
+    return (tuple if issubclass(kind, tuple) else list)(_as(list, part) for part in kept)

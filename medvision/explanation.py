@@ -1,0 +1,412 @@
+"""Where in an image a network finds what it answers: heat maps of layers from one forward and one backward pass."""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medvision.data.images import Pixels
+from medvision.errors import MedvisionError
+from medvision.figures import Tile, heated
+from medvision.models import EncoderModel, feature_maps, layer_names, recording
+from medvision.spec import DataSpec
+
+DIMS = (2, 3)  # of a map's rows and columns
+PREFIX = 16  # tokens that are of no place, such as a class token and registers, at most
+
+
+def _principal(values: Tensor) -> Tensor:
+    """Projection of (N, C, h, w) to the first principal component over places; what is largest is positive."""
+    places = values.flatten(2).transpose(1, 2)
+    places = places - places.mean(1, keepdim=True)
+    heat: Tensor = (places @ torch.linalg.svd(places, full_matrices=False).Vh[:, 0, :, None])[..., 0]
+    heat = heat * heat.gather(1, heat.abs().argmax(1, keepdim=True)).sign()
+    return heat.view(-1, *values.shape[2:])
+
+
+def _plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    alpha = g**2 / (2 * g**2 + a.sum(DIMS, keepdim=True) * g**3 + 1e-6)
+    return ((g.clamp(min=0) * torch.where(g != 0, alpha, 0)).sum(DIMS, keepdim=True) * a).sum(1)
+
+
+def _x_grad(a: Tensor, g: Tensor) -> Tensor:
+    return ((g * a / (a.sum(DIMS, keepdim=True) + 1e-7)).sum(DIMS, keepdim=True) * a).sum(1)
+
+
+RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad_cam": lambda a, g: (g.mean(DIMS, keepdim=True) * a).sum(1),  # arXiv:1610.02391
+    "grad_cam_plus_plus": _plus_plus,  # arXiv:1710.11063
+    "hires_cam": lambda a, g: (g * a).sum(1),  # arXiv:2011.08891
+    "element_wise": lambda a, g: (g * a).clamp(min=0).sum(1),  # as hires_cam, without what speaks against the class
+    "layer_cam": lambda a, g: (g.clamp(min=0) * a).sum(1),  # doi:10.1109/TIP.2021.3089943
+    "x_grad_cam": _x_grad,  # arXiv:2008.02312
+    "eigen_cam": lambda a, g: _principal(a),  # arXiv:2008.00299
+    "eigen_grad_cam": lambda a, g: _principal(g * a),
+    "seg_eigen_cam": lambda a, g: _principal(g.abs() * a),  # doi:10.3390/app15137562
+}
+"""Heat (N, h, w) of what a layer answers and of its gradient, both (N, C, h, w)."""
+OF_LIBRARY = {"score_cam": "ScoreCAM", "ablation_cam": "AblationCAM", "kpca_cam": "KPCA_CAM", "fem": "FEM"}
+"""Methods of pytorch_grad_cam that need a pass, or very many, for each layer."""
+METHODS = [*RULES, *OF_LIBRARY]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is explained of one image: a class, or that it is not there; of masks in a part of the image.
+
+    Attributes:
+        index: Number of the class.
+        name: What it is called.
+        sign: 1, or -1 where its absence is explained.
+        where: (H, W) of 0 and 1, the part of the image; None for labels.
+    """
+
+    index: int
+    name: str
+    sign: int = 1
+    where: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Score of logits (K, ...): the logit, of masks its sum over the part."""
+        score = self.sign * logits[self.index].float()
+        return score if self.where is None else (score * self.where).sum()
+
+    def probability(self, values: Tensor) -> float:
+        """The probability in (K, ...), of masks its mean over the part."""
+        value = values[self.index] if self.where is None else values[self.index][self.where > 0].mean()
+        return float(value if self.sign > 0 else 1 - value)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Chooses what is explained.
+
+    Attributes:
+        spec: The facts of the data set.
+        activate: Probabilities of logits.
+        word: `predicted`; `positive`, where there is one class; or the name of a class.
+        threshold: Of each class; none where the most probable is decided for.
+        point: Row and column of a pixel, as shares of height and width; None is the whole region of the class.
+    """
+
+    spec: DataSpec
+    activate: Callable[[Tensor], Tensor]
+    word: str = "predicted"
+    threshold: Sequence[float] = ()
+    point: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be chosen."""
+        classes, single = self.spec.classes, self.spec.kind == "binary"
+        if self.word not in ("predicted", *classes) and not (self.word == "positive" and single):
+            known = ["predicted", *(["positive"] if single else []), *classes]
+            raise MedvisionError(f"target={self.word}: expected one of {', '.join(known)}")
+        if self.point is not None and self.spec.target == "label":
+            raise MedvisionError(f"point={list(self.point)} is of masks; {self.spec.name} has labels: leave it out")
+        if self.point is not None and not all(0 <= share < 1 for share in self.point):
+            raise MedvisionError(f"the point at {list(self.point)} of height and width lies outside of the image")
+
+    def choose(self, logits: Tensor) -> list[Choice]:
+        """One choice for each image of logits (N, K, ...)."""
+        return [self._of_mask(p) if p.ndim > 1 else self._of_label(p) for p in self.activate(logits.detach())]
+
+    def _of_label(self, probability: Tensor) -> Choice:
+        classes = self.spec.classes
+        if self.word != "predicted":
+            return Choice(0 if self.word == "positive" else classes.index(self.word), self._name())
+        if self.spec.kind == "binary" and float(probability[0]) < (self.threshold or [0.5])[0]:
+            return Choice(0, f"not {classes[0]}", -1)
+        index = int(probability.argmax())
+        return Choice(index, classes[index])
+
+    def _of_mask(self, probability: Tensor) -> Choice:
+        """The region that is predicted; where there is none, the whole image."""
+        classes, where = self.spec.classes, torch.zeros_like(probability[0])
+        threshold = probability.new_tensor(self.threshold or [0.5] * len(classes))
+        masks = probability >= threshold[:, None, None]
+        if self.word in classes:
+            index = classes.index(self.word)
+        elif self.point is not None:
+            index = int(probability[(slice(None), *self._pixel(where))].argmax())
+        else:  # the largest
+            index = int((masks.sum((1, 2)) if masks.any() else probability.sum((1, 2))).argmax())
+        if self.point is not None:
+            where[self._pixel(where)] = 1
+            return Choice(index, f"{classes[index]} at a point", where=where)
+        if not masks[index].any():
+            return Choice(index, f"{classes[index]}, nowhere predicted", where=where + 1)
+        return Choice(index, classes[index], where=masks[index].to(where.dtype))
+
+    def _pixel(self, where: Tensor) -> tuple[int, int]:
+        assert self.point is not None
+        return int(self.point[0] * where.shape[0]), int(self.point[1] * where.shape[1])
+
+    def _name(self) -> str:
+        return self.spec.classes[0] if self.word == "positive" else self.word
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Heat maps of N images.
+
+    Attributes:
+        choices: What is explained of each image.
+        probability: Of it.
+        heat: For each method (N, L, H, W), a map for each layer, in [0, 1] from the least to the greatest heat; 0 all
+            over where there is none.
+    """
+
+    choices: list[Choice]
+    probability: list[float]
+    heat: dict[str, Tensor]
+
+
+def explain(
+    model: nn.Module,
+    image: Tensor,
+    layers: Sequence[str],
+    methods: Sequence[str],
+    target: Target,
+    choices: Sequence[Choice] | None = None,
+) -> Explanation:
+    """Explains what a network answers.
+
+    All layers, and all methods of `RULES`, share one forward and one backward pass, which stops at the first of the
+    layers and computes no gradient of a weight. Frozen networks are explained like others. Modes, gradients and weights
+    are left as they are.
+
+    Args:
+        model: The network, in float32.
+        image: (N, C, H, W), normalised.
+        layers: Names in `layer_names`.
+        methods: Of `METHODS`.
+        target: Chooses what is explained.
+        choices: What is explained instead, one for each image.
+
+    Raises:
+        MedvisionError: If there is no such method or layer, or a layer has no map that the answer depends on.
+    """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise MedvisionError(f"method={unknown[0]}: expected some of {', '.join(METHODS)}")
+    with _evaluating(model):
+        with torch.inference_mode(False), torch.enable_grad():
+            seen = image.clone().requires_grad_()  # a frozen network has gradients too
+            with recording(model, layers) as answers:
+                logits = model.forward(seen)
+            choices = list(choices or target.choose(logits))
+            raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
+            score = torch.stack([choice(one) for choice, one in zip(choices, logits, strict=True)]).sum()
+            gradients = torch.autograd.grad(score, list(raw.values()), allow_unused=True)
+        if silent := [name for name, gradient in zip(raw, gradients, strict=True) if gradient is None]:
+            raise MedvisionError(f"the answer does not depend on what {silent} answer; choose other layers")
+        with torch.no_grad():
+            maps, size = partial(as_maps, size=image.shape[-2:]), image.shape[-2:]
+            pairs = [
+                (maps(a.detach().float(), name), maps(g.float(), name))
+                for (name, a), g in zip(raw.items(), gradients, strict=True)
+            ]
+            heat: dict[str, Tensor] = {}
+            for method in methods:
+                if method in RULES:
+                    of_layers = [scale(RULES[method](*pair), size) for pair in pairs]
+                else:
+                    of_layers = [_by_library(method, model, image, name, a, choices) for name, a in raw.items()]
+                heat[method] = torch.stack(of_layers, 1)
+            values = target.activate(logits.detach())
+    probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
+    return Explanation(choices, probability, heat)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module has its own again."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def scale(heat: Tensor, size: Sequence[int]) -> Tensor:
+    """Heat (N, h, w) without what is negative, each map from 0 to 1, resized to (N, *size)."""
+    heat = _from_0_to_1(heat.clamp(min=0))
+    return _from_0_to_1(F.interpolate(heat[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0])
+
+
+def _from_0_to_1(heat: Tensor) -> Tensor:
+    heat = heat - heat.amin((1, 2), keepdim=True)
+    return heat / (heat.amax((1, 2), keepdim=True) + 1e-7)
+
+
+def _single(name: str, answer: Any, images: int) -> Tensor:
+    """The one tensor that a layer answers."""
+    if isinstance(answer, Tensor) and len(answer) == images:
+        return answer
+    what = "its tokens folded into the batch" if isinstance(answer, Tensor) else f"{len(answer)} tensors"
+    raise MedvisionError(f"layer {name} answers {what}, or is used so often; choose another, such as one inside of it")
+
+
+def as_maps(answer: Tensor, layer: str = "", size: Sequence[int] = ()) -> Tensor:
+    """What a layer answers, as maps (N, C, h, w).
+
+    Args:
+        answer: (N, C, h, w); with channels last (N, h, w, C), as Swin; or tokens (N, T, C), as other transformers have
+            them, of which those before the places, as a class token, are left out.
+        layer: What messages call it.
+        size: Height and width of the image, whose shape a map has.
+
+    Raises:
+        MedvisionError: If it is no map.
+    """
+    if answer.ndim == 4:
+        channels_last = _deviation(answer.shape[1:3], size) < _deviation(answer.shape[2:], size)
+        return answer.permute(0, 3, 1, 2) if channels_last else answer
+    if answer.ndim == 3:
+        for prefix in range(min(PREFIX, answer.shape[1])):
+            tokens = answer.shape[1] - prefix
+            side = math.sqrt(size[0] * size[1] / tokens)
+            height, width = round(size[0] / side), round(size[1] / side)
+            if height * width == tokens:
+                return answer[:, prefix:].mT.reshape(len(answer), -1, height, width)
+    shape = "x".join(map(str, answer.shape[1:]))
+    raise MedvisionError(f"layer {layer} answers {shape} for an image of {size[0]}x{size[1]}: no map; choose another")
+
+
+def _deviation(shape: Sequence[int], size: Sequence[int]) -> float:
+    """By how much the sides of a map are other than those of the image, made as small; 1 is of rounding."""
+    scale = math.sqrt(shape[0] * shape[1] / (size[0] * size[1]))
+    return max(abs(side - whole * scale) for side, whole in zip(shape, size, strict=True))
+
+
+def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]:
+    """The last outermost layer at each resolution, the last four: the stages of an encoder, or else of the network.
+
+    A transformer of one resolution has the first norms of its last blocks: what comes later reaches a class token only.
+
+    Args:
+        model: The network.
+        image: (N, C, H, W), of a size that it takes.
+        count: How many.
+    """
+    inside = f"{model.encoder_at}." if isinstance(model, EncoderModel) else ""
+    maps: list[tuple[str, tuple[int, ...], int]] = []  # name, resolution and channels, in the order of use
+
+    def note(name: str, _: nn.Module, __: object, answer: object) -> None:
+        if isinstance(answer, Tensor) and answer.ndim in (3, 4):
+            with contextlib.suppress(MedvisionError):
+                found = as_maps(answer, name, image.shape[-2:])
+                # some transformers fold their tokens into the batch
+                shape = found.shape[2:]
+                if len(found) == len(image) and min(shape) > 1 and _deviation(shape, image.shape[2:]) <= 1:
+                    maps.append((name, (*shape,), found.shape[1]))
+
+    with contextlib.ExitStack() as hooks:
+        for name in layer_names(model):
+            if name.startswith(inside):
+                hooks.callback(model.get_submodule(name).register_forward_hook(partial(note, name)).remove)
+        with torch.no_grad(), _evaluating(model):
+            classes = model.forward(image).shape[1]
+    last: dict[tuple[int, ...], str] = {}
+    for name, resolution, channels in maps:
+        outer = resolution not in last or _nesting(name) <= _nesting(last[resolution])
+        if outer and (inside or channels != classes):  # not the logits themselves
+            last.pop(resolution, None)
+            last[resolution] = name
+    outermost = min(map(_nesting, last.values()), default=0)  # what lies deep, such as attention, is no stage
+    last = {resolution: name for resolution, name in last.items() if _nesting(name) <= outermost + 1}
+    if not last:
+        raise MedvisionError(f"no layer of {type(model).__name__} answers maps; name some: layers=[...]")
+    norms = [name for name, *_ in maps if name.endswith(".norm1")]
+    return norms[-count:] if len(last) == 1 and norms else list(last.values())[-count:]
+
+
+def _nesting(name: str) -> int:
+    """In how many modules a layer lies, lists of them not counted."""
+    return sum(not part.isdigit() for part in name.split("."))
+
+
+def _by_library(
+    method: str, model: nn.Module, image: Tensor, layer: str, answer: Tensor, choices: Sequence[Choice]
+) -> Tensor:
+    import pytorch_grad_cam
+
+    maps = partial(as_maps, layer=layer, size=image.shape[-2:])
+    options: dict[str, Any] = {}
+    if method == "ablation_cam" and maps(answer) is not answer:
+        options["ablation_layer"] = pytorch_grad_cam.AblationLayerVit()  # it looks for channels at the end
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(
+            model, [model.get_submodule(layer)], reshape_transform=maps, **options
+        )
+        with cam:
+            return torch.from_numpy(cam(image, list(choices))).to(image.device)
+
+
+def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """What layers answer to images: for each name (N, ...), maps as (N, C, h, w); several answers by number.
+
+    Args:
+        model: The network, in evaluation mode.
+        image: (N, C, H, W), normalised.
+        layers: Names in `layer_names`.
+    """
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, answer: Any) -> None:
+        if isinstance(answer, Tensor):
+            with contextlib.suppress(MedvisionError):
+                answer = as_maps(answer, name, image.shape[-2:])
+            found[name] = answer
+        else:
+            for number, part in enumerate(answer):
+                add(f"{name}.{number}", part)
+
+    with torch.inference_mode():
+        for name, answer in feature_maps(model, image, layers).items():
+            add(name, answer)
+    return found
+
+
+def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, masks: NDArray[np.bool_]) -> list[Tile]:
+    """A row of a sheet: the image, and the heat of each layer over it.
+
+    Args:
+        image: uint8 (H, W, C).
+        heat: For each layer (h, w), in [0, 1].
+        caption: Of the image.
+        masks: (K, H, W), painted over the image; K may be 0.
+    """
+    none = np.zeros((0, *image.shape[:2]), bool)
+    return [Tile(caption, image, masks), *(Tile(_end(name), heated(image, one), none) for name, one in heat.items())]
+
+
+def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:
+    """Pictures of the channels of an answer that vary most, as grey from the least value to the greatest.
+
+    Args:
+        values: (C, h, w); what has another shape is one picture of its numbers.
+        count: How many.
+    """
+    maps = values if values.ndim == 3 else np.atleast_2d(values).reshape(1, -1, values.shape[-1])
+    shown = np.sort(np.argsort(-maps.std((1, 2)), kind="stable")[:count])
+    tiles = []
+    for number in shown:
+        low, high = float(maps[number].min()), float(maps[number].max())
+        grey = ((maps[number] - low) / (high - low or 1) * 255).astype(np.uint8)[..., None]
+        tiles.append(Tile(f"{number}: {low:.3g} to {high:.3g}", grey, np.zeros((0, *grey.shape[:2]), bool)))
+    return tiles
+
+
+def _end(name: str, length: int = 30) -> str:
+    return name if len(name) <= length else f"...{name[3 - length :]}"

@@ -1,0 +1,172 @@
+"""A folder of explanations: arrays, overlays and a figure for each image, and a table of scores."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from medvision.data.images import Pixels, read_mask, resize_mask
+from medvision.data.source import Source
+from medvision.explanation import Explanation, Target, channels, explain, row
+from medvision.figures import gallery, heated
+from medvision.files import replacing
+from medvision.tasks import ClassificationTask, SegmentationTask
+from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
+
+SCORES = ("deletion", "insertion", "likeness", "inside")
+CHANCE = "random heat"
+ENDING = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
+
+Bools = NDArray[np.bool_]
+
+
+class MaskFiles:
+    """Masks in files of their own, named after the images, perhaps with `_segmentation` or `_mask` at the end.
+
+    Args:
+        place: A folder or a zip archive.
+
+    Raises:
+        MedvisionError: If it is not there.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.files = {ENDING.sub("", Path(member.name).stem): member for member in Source(place).members()}
+
+    def of(self, name: str, size: tuple[int, int]) -> Bools | None:
+        """The mask of an image at a size, bool (H, W); None where there is none."""
+        member = self.files.get(Path(name).stem)
+        return None if member is None else resize_mask(read_mask(member)[0], size)
+
+
+class ExplanationFolder:
+    """Writes what is found of an image, over what was found before.
+
+    Args:
+        path: The folder.
+        layers: Those that are explained.
+    """
+
+    def __init__(self, path: Path, layers: Sequence[str]) -> None:
+        self.path, self.layers = path, layers
+
+    def heat(self, name: str, image: Pixels, found: Explanation, mask: Bools | None = None) -> None:
+        """Writes the heat of each method, as an array at network size, over the image, and as one figure.
+
+        Args:
+            name: Of the image; its files begin with it.
+            image: uint8 (H, W, C).
+            found: Of this image alone.
+            mask: bool (h, w) at network size, drawn over the image where labels are explained.
+        """
+        choice, size = found.choices[0], image.shape[1::-1]
+        shown = mask if choice.where is None else choice.where.cpu().numpy() > 0
+        masks = [] if shown is None else [cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0]
+        caption = f"{choice.name} {found.probability[0]:.3f}"
+        for method, heat in found.heat.items():
+            maps = heat[0].cpu().numpy()
+            self._save(name, f"{method}.npy", maps)
+            for layer, one in zip(self.layers, maps, strict=True):
+                grey = (255 * cv2.resize(one, size).clip(0, 1)).round().astype(np.uint8)
+                for kind, pixels in (("heat", grey), ("overlay", heated(image, one))):
+                    with replacing(self._place(name, f"{method}_{layer}_{kind}.png")) as temporary:
+                        Image.fromarray(pixels).save(temporary, "PNG")
+            tiles = row(image, dict(zip(self.layers, maps, strict=True)), caption, np.array(masks, bool))
+            gallery(self._place(name, f"{method}.png"), tiles, [], f"{name}: {method} of {caption}", len(tiles))
+
+    def activations(self, name: str, found: Mapping[str, Tensor]) -> None:
+        """Writes what layers answer to an image, as an array and as a figure.
+
+        Args:
+            name: Of the image; its files begin with it.
+            found: For each layer (1, ...).
+        """
+        for layer, answer in found.items():
+            values = answer[0].float().cpu().numpy()
+            self._save(name, f"activation_{layer}.npy", values)
+            shape = "x".join(map(str, values.shape))
+            title = f"{name}: {layer} ({shape}), the channels that vary most, each from its least to its greatest value"
+            gallery(self._place(name, f"activation_{layer}.png"), channels(values), [], title)
+
+    def _save(self, name: str, ending: str, values: NDArray[np.float32]) -> None:
+        with replacing(self._place(name, ending)) as temporary, temporary.open("wb") as handle:
+            np.save(handle, values)
+
+    def _place(self, name: str, ending: str) -> Path:
+        path = self.path / Path(name).with_suffix("")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f"{path.name}_{ending}")
+
+
+class Scores:
+    """Scores of the heat of each image, method and layer, beside heat drawn at random.
+
+    `deletion` and `insertion` are areas under curves of probability; `likeness` is the rank correlation with the heat
+    of the network with random weights; `inside` is the share of heat inside the mask.
+
+    Args:
+        task: The trained task, in evaluation mode.
+        layers: Those that are explained.
+    """
+
+    def __init__(self, task: SegmentationTask | ClassificationTask, layers: Sequence[str]) -> None:
+        self.task, self.layers, self.random = task, layers, randomised(task.model)
+        self.draw = torch.Generator().manual_seed(0)
+        self.rows: list[tuple[str, str, str, str, list[float]]] = []
+
+    def add(self, name: str, seen: Tensor, found: Explanation, target: Target, mask: Bools | None) -> None:
+        """Scores an image.
+
+        Args:
+            name: Of the image.
+            seen: (1, C, H, W), normalised.
+            found: Its explanation.
+            target: What chose it.
+            mask: bool (H, W); None, or an empty one, where there is none.
+        """
+        [choice] = found.choices
+
+        def probability(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return torch.tensor([choice.probability(values) for values in self.task.probability(images)])
+
+        other = explain(self.random, seen, self.layers, [*found.heat], target, [choice]).heat
+        maps = [
+            (method, *both)
+            for method, heat in found.heat.items()
+            for both in zip(self.layers, heat[0], other[method][0], strict=True)
+        ]
+        noise = torch.rand(2, *seen.shape[-2:], generator=self.draw).to(seen.device)
+        for method, layer, heat, of_random in [*maps, (CHANCE, "", noise[0], noise[1])]:
+            curves = deletion_and_insertion(probability, seen[0], heat)
+            within = inside(heat, mask) if mask is not None and mask.any() else float("nan")
+            self.rows.append(
+                (name, choice.name, method, layer, [*map(area, curves), likeness(heat, of_random), within])
+            )
+
+    def means(self) -> list[list[str]]:
+        """Method, layer and the mean of each score over images, a row for each."""
+        grouped: dict[tuple[str, str], list[list[float]]] = {}
+        for _, _, method, layer, values in self.rows:
+            grouped.setdefault((method, layer), []).append(values)
+        lines = []
+        for words, found in grouped.items():
+            columns = [[v for v in column if v == v] for column in zip(*found, strict=True)]  # without NaN
+            lines.append([*words, *(f"{np.mean(column):.3f}" if column else "-" for column in columns)])
+        return lines
+
+    def table(self) -> str:
+        """The scores of each image as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "class", "method", "layer", *SCORES])
+        writer.writerows([*words, *("" if v != v else v for v in values)] for *words, values in self.rows)
+        return text.getvalue()
