@@ -37,6 +37,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.prediction_folder import require_whole
     from medvision.report import print_rows, require_finished
     from medvision.runs import RunFolder
+    from medvision.tasks import require_numbers
 
     methods = _words(cfg.method)
     if unknown := [method for method in methods if method not in (*METHODS, "activation")]:
@@ -72,6 +73,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
             if not heats:
                 continue
             found = explain(task.model, seen, layers, heats, target)
+            require_numbers(torch.tensor(found.probability), name)
             mask = None if masks is None else masks.of(name, spec.image_size)
             if masks is None and truth is not None:
                 mask = resize_mask(truth[number]["mask"][found.choices[0].index].numpy() > 0, spec.image_size)

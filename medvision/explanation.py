@@ -1,6 +1,7 @@
 """Where in an image a network finds what it answers: heat maps of layers from one forward and one backward pass."""
 
 import contextlib
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,9 +161,9 @@ class Explanation:
 
     Attributes:
         choices: What is explained of each image.
-        probability: Of it.
+        probability: Of it; NaN where the weights are broken.
         heat: For each method (N, L, H, W), a map for each layer, in [0, 1] from the least to the greatest heat; 0 all
-            over where there is none.
+            over where there is none, as of NaN.
     """
 
     choices: list[Choice]
@@ -200,7 +201,7 @@ def explain(
     with _evaluating(model):
         with torch.inference_mode(False), torch.enable_grad():
             seen = image.clone().requires_grad_()  # a frozen network has gradients too
-            with recording(model, layers) as answers:
+            with recording(model, layers) as answers, _padded_size(model, image) as padded:
                 logits = model.forward(seen)
             choices = list(choices or target.choose(logits))
             raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
@@ -209,21 +210,48 @@ def explain(
         if silent := [name for name, gradient in zip(raw, gradients, strict=True) if gradient is None]:
             raise MedvisionError(f"the answer does not depend on what {silent} answer; choose other layers")
         with torch.no_grad():
-            maps, size = partial(as_maps, size=image.shape[-2:]), image.shape[-2:]
+            size, maps = image.shape[-2:], partial(as_maps, size=padded)
             pairs = [
-                (maps(a.detach().float(), name), maps(g.float(), name))
+                (maps(a.detach().float(), name).nan_to_num(0, 0, 0), maps(g.float(), name).nan_to_num(0, 0, 0))
                 for (name, a), g in zip(raw.items(), gradients, strict=True)
             ]
             heat: dict[str, Tensor] = {}
             for method in methods:
                 if method in RULES:
-                    of_layers = [scale(RULES[method](*pair), size) for pair in pairs]
+                    of_layers = [scale(RULES[method](*pair), padded) for pair in pairs]
                 else:
-                    of_layers = [_by_library(method, model, image, name, a, choices) for name, a in raw.items()]
-                heat[method] = torch.stack(of_layers, 1)
+                    whole = _pad(image, padded, "replicate")
+                    of_layers = [_by_library(method, model, whole, name, a, choices) for name, a in raw.items()]
+                heat[method] = torch.stack([_from_0_to_1(one[:, : size[0], : size[1]]) for one in of_layers], 1)
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
+
+
+@contextlib.contextmanager
+def _padded_size(model: nn.Module, image: Tensor) -> Iterator[list[int]]:
+    """Height and width of the image as the first convolution sees it: networks pad it at the bottom and at the right.
+
+    They are those of the image itself until the network is called.
+    """
+    size, found = [*image.shape[-2:]], list[torch.Size]()
+
+    def note(_: nn.Module, seen: tuple[Tensor, ...]) -> None:
+        if not found:
+            found.append(seen[0].shape)
+            size[:] = seen[0].shape[-2:]
+
+    with contextlib.ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):
+                hooks.callback(layer.register_forward_pre_hook(note).remove)
+        yield size
+
+
+def _pad(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    """Pads (..., H, W) at the bottom and at the right."""
+    height, width = values.shape[-2:]
+    return F.pad(values, (0, size[1] - width, 0, size[0] - height), mode=mode)
 
 
 @contextlib.contextmanager
@@ -303,19 +331,18 @@ def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]
     maps: list[tuple[str, tuple[int, ...], int]] = []  # name, resolution and channels, in the order of use
 
     def note(name: str, _: nn.Module, __: object, answer: object) -> None:
-        if isinstance(answer, Tensor) and answer.ndim in (3, 4):
+        # some transformers fold their tokens into the batch
+        if isinstance(answer, Tensor) and answer.ndim in (3, 4) and len(answer) == len(image):
             with contextlib.suppress(MedvisionError):
-                found = as_maps(answer, name, image.shape[-2:])
-                # some transformers fold their tokens into the batch
-                shape = found.shape[2:]
-                if len(found) == len(image) and min(shape) > 1 and _deviation(shape, image.shape[2:]) <= 1:
-                    maps.append((name, (*shape,), found.shape[1]))
+                channels, *shape = as_maps(answer, name, padded).shape[1:]
+                if min(shape) > 1 and _deviation(shape, padded) <= 1:
+                    maps.append((name, (*shape,), channels))
 
     with contextlib.ExitStack() as hooks:
         for name in layer_names(model):
             if name.startswith(inside):
                 hooks.callback(model.get_submodule(name).register_forward_hook(partial(note, name)).remove)
-        with torch.no_grad(), _evaluating(model):
+        with _padded_size(model, image) as padded, torch.no_grad(), _evaluating(model):
             classes = model.forward(image).shape[1]
     last: dict[tuple[int, ...], str] = {}
     for name, resolution, channels in maps:
@@ -341,6 +368,8 @@ def _by_library(
 ) -> Tensor:
     import pytorch_grad_cam
 
+    parts = [None if c.where is None else _pad(c.where, image.shape[-2:], "constant") for c in choices]
+    targets = [dataclasses.replace(choice, where=where) for choice, where in zip(choices, parts, strict=True)]
     maps = partial(as_maps, layer=layer, size=image.shape[-2:])
     options: dict[str, Any] = {}
     if method == "ablation_cam" and maps(answer) is not answer:
@@ -350,29 +379,32 @@ def _by_library(
             model, [model.get_submodule(layer)], reshape_transform=maps, **options
         )
         with cam:
-            return torch.from_numpy(cam(image, list(choices))).to(image.device)
+            return torch.from_numpy(cam(image, targets)).to(image.device)
 
 
 def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What layers answer to images: for each name (N, ...), maps as (N, C, h, w); several answers by number.
+    """What layers answer to images, which networks may pad at the bottom and at the right.
 
     Args:
         model: The network, in evaluation mode.
         image: (N, C, H, W), normalised.
         layers: Names in `layer_names`.
+
+    Returns:
+        For each name (N, ...), maps as (N, C, h, w); several answers by number.
     """
     found: dict[str, Tensor] = {}
 
     def add(name: str, answer: Any) -> None:
         if isinstance(answer, Tensor):
             with contextlib.suppress(MedvisionError):
-                answer = as_maps(answer, name, image.shape[-2:])
+                answer = as_maps(answer, name, padded)
             found[name] = answer
         else:
             for number, part in enumerate(answer):
                 add(f"{name}.{number}", part)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _padded_size(model, image) as padded:
         for name, answer in feature_maps(model, image, layers).items():
             add(name, answer)
     return found

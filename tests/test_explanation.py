@@ -199,6 +199,28 @@ def test_a_region_and_a_point_are_the_librarys(spec):
         assert found.probability == [pytest.approx(float(inside), abs=1e-6)]
 
 
+@pytest.mark.parametrize("method", ["layer_cam", "eigen_cam", "fem"])
+def test_heat_lies_where_the_image_lies_in_what_is_padded(method, spec):
+    """A network that extends its image answers the same to an image that was extended before."""
+    torch.manual_seed(0)
+    model, image = UNetPP(channels=(4, 8, 8), num_outputs=2).eval(), torch.randn(1, 3, 30, 41)
+    whole = nn.functional.pad(image, (0, 3, 0, 2), mode="replicate")
+    where = torch.zeros(32, 44)
+    where[5:20, 5:20] = 1
+    choices = [[Choice(0, "round", where=where[:30, :41])], [Choice(0, "round", where=where)]]
+    layers = ["nodes.x1_0", "nodes.x2_0"]
+    found, expected = (
+        explain(model, seen, layers, [method], of_masks(spec), choice).heat[method]
+        for seen, choice in zip((image, whole), choices, strict=True)
+    )
+    assert default_layers(model, image) == default_layers(model, whole)
+    for n in range(2):
+        cropped = expected[0, n, :30, :41]
+        cropped = (cropped - cropped.min()) / (cropped.max() - cropped.min())
+        assert found[0, n].max() > 0.99
+        torch.testing.assert_close(found[0, n], cropped, atol=1e-5, rtol=0)
+
+
 def test_where_nothing_is_predicted_the_whole_image_is_explained(spec):
     [choice] = of_masks(spec).choose(torch.tensor([-3.0, -2.0])[None, :, None, None].expand(1, 2, 4, 4))
     assert (choice.index, choice.name) == (1, "square, nowhere predicted") and choice.where.eq(1).all()
@@ -268,6 +290,14 @@ def test_refuses(layer, method, words, net, image, spec):
     with pytest.raises(MedvisionError, match=words):
         explain(net, image, [layer], [method], of_labels(spec))
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_broken_weights_have_no_heat(net, image, spec):
+    """A training that diverges goes on with the callback as without."""
+    nn.init.constant_(net.second.weight, float("nan"))
+    found = explain(net, image, ["second"], [*RULES], of_labels(spec, "a"))
+    assert np.isnan(found.probability).all() and [*found.heat] == [*RULES]
+    assert all(not heat.any() for heat in found.heat.values())
 
 
 def test_refuses_layers_that_answer_several(spec):
