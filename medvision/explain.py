@@ -28,6 +28,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     if (cfg.input is None) == (cfg.index is None) and cfg.layers != "list":
         raise MedvisionError("which images? input=<image or folder>, or those of the run's data: split=val index=[0,1]")
     import torch
+    from tqdm import tqdm
 
     from medvision.build import load_run
     from medvision.data.images import read_image, resize_mask
@@ -62,7 +63,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     scores = Scores(task, layers) if cfg.score else None
     heats = [method for method in methods if method != "activation"]
     broken: dict[str, str] = {}
-    for name, (member, number) in members.items():
+    for name, (member, number) in tqdm(members.items(), "explaining", disable=None, delay=2, leave=False):
         try:
             image = read_image(member, spec.in_channels)
             point = None if cfg.point is None else (cfg.point[0] / image.shape[0], cfg.point[1] / image.shape[1])

@@ -120,7 +120,8 @@ def heated(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """An image (H, W, C) under a map of heat (h, w) in [0, 1], from blue to red: RGB (H, W, 3)."""
     height, width = image.shape[:2]
     full = cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap((255 * full.clip(0, 1)).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    shade = (20 + 210 * full.clip(0, 1)).round().astype(np.uint8)  # without the dark ends
+    colours = cv2.applyColorMap(shade, cv2.COLORMAP_TURBO)[..., ::-1]
     result: Pixels = (0.55 * np.broadcast_to(image, colours.shape) + 0.45 * colours).astype(np.uint8)
     return result
 
