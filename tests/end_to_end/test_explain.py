@@ -49,5 +49,5 @@ def test_images_of_ones_own(cli, finished, tmp_path):
     done = cli("explain", *words, code=1, **nowhere)
     assert "1 of 2 images explained" in done.stdout and "broken are 1 of 2 images:\n  b.png: " in done.stderr
     assert np.load(tmp_path / "out/a_grad_cam.npy").shape == (4, 32, 48)
-    assert Image.open(tmp_path / "out/a_grad_cam_encoder.stages_3_overlay.png").size == (70, 40)
+    assert Image.open(tmp_path / "out/a_grad_cam_encoder.stages_2_overlay.png").size == (70, 40)
     assert "which images? input=" in cli("explain", f"run={finished[0]}", code=1).stderr
