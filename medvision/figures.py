@@ -302,7 +302,9 @@ def curves(
             lines = {str(line.get_label()): line for axes in charts for line in axes.lines}
             labels = [textwrap.fill(label, 150) for label in lines]
             figure = cast("Figure", charts[0].get_figure())
-            figure.legend(lines.values(), labels, loc="outside lower center", fontsize=9)
+            legend = figure.legend(lines.values(), labels, loc="outside lower center", fontsize=9)
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a $ is a $
 
 
 @contextmanager

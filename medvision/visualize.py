@@ -121,10 +121,10 @@ def differences(configs: Sequence[Any]) -> list[list[str]]:
 
     A part is named by its class, or by what its class is told to make. An entry that not all have is told where those
     that have it differ. What another entry of the same name says already, as `data.seed` after `seed`, is left out, and
-    so are places.
+    so are the places of this machine.
     """
     flat = [dict(_leaves(config)) for config in configs]
-    keys = dict.fromkeys(key for of in flat for key in of if not key.startswith("paths."))
+    keys = dict.fromkeys(key for of in flat for key, value in of.items() if "${" not in str(value))
     kept: dict[tuple[str | None, ...], str] = {}
     for key in sorted(keys, key=lambda key: key.count(".")):
         column = [repr(of[key]) if key in of else None for of in flat]

@@ -285,7 +285,7 @@ def test_differences():
             "seed": seed,
             "data": {"_target_": "m.ISIC", "seed": seed, "size": [64, 64]},
             "optimizer": {"_target_": "m.from_torch", "name": "AdamW", "lr": 0.1},
-            "paths": {"data": f"/{seed}"},
+            "paths": {"data": f"${{oc.env:MEDVISION_DATA,'/{seed}'}}"},
         }
         return base | changes
 
