@@ -55,7 +55,7 @@ def finish(place: RunFolder) -> None:
                 challenge[split] = found.challenge(run.data.spec.challenge, threshold)
             write_text(place.results(split), found.table(threshold))
             found.draw(place.picture(split), run.task, run.data, threshold)
-    figures.curves(place.path / "curves.png", read_history(place.history))
+    figures.curves(place.path / "curves.png", {place.path.name: read_history(place.history)})
     best = run.best
     write_json(
         place.metrics,

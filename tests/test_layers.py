@@ -15,12 +15,12 @@ ORDER = [
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs", "prediction_folder"},
+    {"report", "costs", "prediction_folder", "selection"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "visualize", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
-KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "models.__main__"}
+KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "visualize", "models.__main__"}
 
 
 def room_of(*parts):
@@ -65,7 +65,7 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
     ],
