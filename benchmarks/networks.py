@@ -2,8 +2,8 @@
 
 Each runs in a process of its own, and they take turns; CPU time is compared (with --threads above 1: wall time), so
 that neither drift nor other jobs on the machine favour one. Ours runs as in a training here: AdamW as this library
-makes it, freed memory kept, and in evaluation one autocast context around all batches. `smp.Unet` runs as PyTorch does by
-default, as the published implementations did when they were measured; with --keep it keeps freed memory too.
+makes it, freed memory kept, and in evaluation one autocast context around all batches. `smp.Unet` runs as PyTorch does
+by default, as the published implementations did when they were measured; with --keep it keeps freed memory too.
 A training step is forward, binary cross-entropy summed over the outputs, backward and AdamW; inference is one forward
 in `torch.no_grad`. bf16 is autocast with channels_last, over `smp.Unet` in float32, contiguous. Memory is the peak of a
 process after two training steps, above what the imports took: weights, gradients, moments and all.
