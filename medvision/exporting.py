@@ -111,7 +111,7 @@ def export(
         answer = (_save_onnx if form == "onnx" else _save_torch)(program, temporary, facts)
         difference = own = 0.0
         with torch.inference_mode():
-            for batch in [part for batch in seen for part in (batch, batch[:1])]:
+            for batch in (part for whole in seen for part in (whole, whole[:1])):
                 expected, found = task.activate(task(batch)), task.activate(answer(batch))
                 require_numbers(expected, "an image of the check")
                 difference = max(difference, float((expected - found).abs().max()))
