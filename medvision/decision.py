@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medvision.metrics.calibration import CERTAIN
 from medvision.postprocess import Cleaning, clean
-
-SHARPEST = 1e-7  # of a float32 probability, its distance from 0 and 1 below which a logit says nothing
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class Decision:
         if not self.temperature:
             return probability
         if not self.threshold:
-            return (probability.clamp_min(SHARPEST).log() / self.temperature[0]).softmax(dim)
+            return (probability.clamp_min(CERTAIN).log() / self.temperature[0]).softmax(dim)
         shape = [-1 if n == dim % probability.ndim else 1 for n in range(probability.ndim)]
         divisor = torch.tensor(self.temperature, dtype=probability.dtype, device=probability.device).view(shape)
-        return (probability.logit(SHARPEST) / divisor).sigmoid()
+        return (probability.logit(CERTAIN) / divisor).sigmoid()
 
     def masks(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Masks, bool (K, H, W), of calibrated probabilities (K, H, W)."""
