@@ -64,8 +64,8 @@ class Run:
 
     @property
     def decision(self) -> Decision:
-        """What makes masks and labels of probabilities, as stored: chosen on validation."""
-        return Decision.read(self.metrics)
+        """What makes masks and labels of probabilities, as stored; nothing before the run is finished."""
+        return Decision.read(self.metrics if self._folder.metrics.exists() else {})
 
     def fixed(self, threshold: float) -> Decision:
         """The same threshold for each class, and nothing else.
@@ -131,7 +131,8 @@ class Run:
         trainer = self.evaluating()
         name = str(self.folder.path) if self.folder else self.data.spec.name
         device, precision = trainer.strategy.root_device, trainer.precision_plugin
-        return Trained(name, self.task, *self.data.normalisation, device, precision)
+        decision = self.decision if self.folder else Decision(())
+        return Trained(name, self.task, *self.data.normalisation, device, precision, decision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""

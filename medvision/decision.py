@@ -31,6 +31,13 @@ class Decision:
     temperature: tuple[float, ...] = ()
     cleaning: tuple[Cleaning, ...] = ()
 
+    def __post_init__(self) -> None:
+        """What changes nothing is none."""
+        if all(value == 1 for value in self.temperature):
+            object.__setattr__(self, "temperature", ())
+        if all(cleaning == Cleaning() for cleaning in self.cleaning):
+            object.__setattr__(self, "cleaning", ())
+
     @classmethod
     def read(cls, results: Mapping[str, Any]) -> "Decision":
         """Of the entries of `metrics.json`; older runs have a threshold alone."""
