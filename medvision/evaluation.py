@@ -20,7 +20,9 @@ from medvision import figures
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.metrics import (
+    BOUNDARY,
     COUNTS,
+    EMPTY,
     GRID,
     OF_LABELS,
     OF_MASKS,
@@ -28,12 +30,15 @@ from medvision.metrics import (
     best_decision,
     best_threshold,
     decide,
+    image_scores,
+    interval,
     one_hot,
     scores,
     summarise,
     summarise_intervals,
     summarise_label_intervals,
     summarise_labels,
+    unetpp_iou,
 )
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
 
@@ -52,8 +57,8 @@ class Evaluation(ABC):
     classes: tuple[str, ...]
 
     @abstractmethod
-    def choose(self, monitor: str) -> list[float]:
-        """The best threshold of each class, in the sense of the metric that chose the epoch; none if none is used."""
+    def choose(self, by: str) -> list[float]:
+        """The best threshold of each class, in the sense of the task's `chosen_by`; none if none is used."""
 
     @abstractmethod
     def summary(self, threshold: Sequence[float]) -> dict[str, float]:
@@ -95,6 +100,8 @@ class MaskEvaluation(Evaluation):
         images: One entry for each image, in the order of their ids.
         thresholds: The T thresholds at which they were counted, ascending.
         groups: What each image belongs to, as a sequence or a patient; None where that is not known.
+        surface_at: The threshold of each class at which boundaries were measured; None where they were not.
+        empty: As for `scores`.
     """
 
     split: str
@@ -102,6 +109,8 @@ class MaskEvaluation(Evaluation):
     images: tuple[ImageCounts, ...]
     thresholds: NDArray[np.float32]
     groups: tuple[str, ...] | None = None
+    surface_at: tuple[float, ...] | None = None
+    empty: float = EMPTY
 
     def counts(self, threshold: Sequence[float]) -> NDArray[np.int64]:
         """Counts (N, K, 4) at a threshold for each class.
@@ -114,36 +123,87 @@ class MaskEvaluation(Evaluation):
         at = np.searchsorted(self.thresholds, np.asarray(threshold, np.float32))
         return np.stack([image.counts[at, np.arange(len(self.classes))] for image in self.images])
 
-    def choose(self, monitor: str) -> list[float]:
-        """For each class the threshold of the grid with the highest Jaccard: pooled if the monitor pools pixels."""
-        pooled = monitor.split("/")[1] in ("dice", "jaccard")
+    def choose(self, by: str) -> list[float]:
+        """For each class the threshold of the grid with the highest value of a metric, one of `metrics.CHOICES`."""
+        metric, pooled = by.removesuffix("_image"), not by.endswith("_image")
+        chosen = [
+            best_threshold(counts, GRID, metric, pooled, self.empty) for counts in np.moveaxis(self._swept(), 2, 0)
+        ]
+        return [_or_half(best, name, self.split) for best, name in zip(chosen, self.classes, strict=True)]
+
+    def draw_choice(self, path: Path, by: str, threshold: Sequence[float]) -> None:
+        """Draws what thresholds were chosen by over the grid, with its 95 % interval, and where they are."""
+        counts, metric = self._swept(), by.removesuffix("_image")
+        flat, bootstrap = counts.reshape(len(counts), -1, len(COUNTS)), Bootstrap(len(counts), self.groups)
+        if by.endswith("_image"):
+            images = scores(flat, self.empty)[metric]
+            known = ~np.isnan(images)
+            total = np.where(known, images, 0).sum(0)
+            values = np.divide(total, known.sum(0), out=np.full(len(total), np.nan), where=known.any(0))
+            drawn = bootstrap.means(images)
+        else:
+            values, drawn = scores(flat.sum(0), self.empty)[metric], bootstrap.pooled(flat, self.empty)[metric]
+        bands = np.stack([values, *interval(drawn)]).reshape(3, *counts.shape[1:3])
+        title = f"{self.split}: {by} of {len(counts)} images at each threshold, with its 95 % interval"
+        figures.sweep(path, GRID, dict(zip(self.classes, np.moveaxis(bands, 2, 0), strict=True)), threshold, by, title)
+
+    def _swept(self) -> NDArray[np.int64]:
+        """Counts (N, 99, K, 4) at the thresholds of the grid."""
         grid = np.searchsorted(self.thresholds, GRID)
-        counts = np.stack([image.counts[grid] for image in self.images])
-        return [best_threshold(counts[:, :, k], GRID, pooled=pooled) for k in range(len(self.classes))]
+        return np.stack([image.counts[grid] for image in self.images])
+
+    def surface(self, threshold: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+        """Boundary metrics (N, K) of `metrics.BOUNDARY` at a threshold for each class; none if not measured there."""
+        if self.surface_at is None or tuple(threshold) != self.surface_at:
+            return {}
+        return {name: np.stack([image.surface[name] for image in self.images]) for name in BOUNDARY}
 
     def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Pooled metrics and means over images at a threshold for each class."""
-        return summarise(self.counts(threshold), self.classes)
+        """Pooled metrics and means over images at a threshold for each class.
+
+        `distances` is how many masks have a value of `hd95` and `assd`: none has where one of truth and prediction is
+        empty.
+        """
+        surface = self.surface(threshold)
+        result = summarise(self.counts(threshold), self.classes, self.empty, surface)
+        if surface:
+            there = (~np.isnan(surface["hd95"])).sum(0).astype(float).tolist()
+            result["distances"] = sum(there)
+            if len(there) > 1:
+                result |= {f"distances/{name}": number for name, number in zip(self.classes, there, strict=True)}
+        return result
 
     def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
-        bootstrap = Bootstrap(len(self.images), self.groups)
-        return _known(summarise_intervals(self.counts(threshold), self.classes, bootstrap))
+        bootstrap, surface = Bootstrap(len(self.images), self.groups), self.surface(threshold)
+        counts = self.counts(threshold)
+        return _known(summarise_intervals(counts, self.classes, bootstrap, self.empty, also=surface))
+
+    def at_network_size(self, batch_size: int = 16) -> dict[str, float]:
+        """Metrics at network size and a probability of one half, where papers often have theirs.
+
+        Args:
+            batch_size: Of `unetpp_iou`, an IoU of batches; that of the published ones.
+        """
+        counts = np.stack([image.network for image in self.images])
+        return summarise(counts, self.classes, self.empty) | {"unetpp_iou": unetpp_iou(counts, batch_size)}
 
     def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
         """The scores of a challenge of masks, one of `metrics.OF_MASKS`."""
         return OF_MASKS[name](self.counts(threshold), self.classes)
 
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
-        """A header, then counts and metrics of each image and class."""
+        """A header, then counts, areas in pixels and metrics of each image and class."""
         counts = self.counts(threshold)
-        metrics = scores(counts)
-        yield ["id", "height", "width", "class", "threshold", *COUNTS, *metrics]
+        metrics = image_scores(counts, self.empty) | self.surface(threshold)
+        areas = ["area_truth", "area_predicted"]
+        yield ["id", "height", "width", "class", "threshold", *COUNTS, *areas, *metrics]
         for n, image in enumerate(self.images):
             for k, name in enumerate(self.classes):
+                tp, fp, fn, tn = counts[n, k].tolist()
                 values = [float(column[n, k]) for column in metrics.values()]
                 shown = ["" if np.isnan(value) else value for value in values]
-                yield [image.id, *image.size, name, threshold[k], *counts[n, k].tolist(), *shown]
+                yield [image.id, *image.size, name, threshold[k], tp, fp, fn, tn, tp + fn, tp + fp, *shown]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
         """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
@@ -154,7 +214,7 @@ class MaskEvaluation(Evaluation):
         self, task: Task, data: ImageDataModule, threshold: Sequence[float], number: int = 6
     ) -> list[figures.Example]:
         """Images from the worst to the best per-image Jaccard, evenly spaced."""
-        jaccard = scores(self.counts(threshold))["jaccard"].mean(1)
+        jaccard = scores(self.counts(threshold))["jaccard"].mean(1)  # one of nothing is right, whatever it counts
         order = np.argsort(jaccard, kind="stable")
         dataset, result = data.dataset(self.split, full=True), []
         positions = {str(name): position for position, name in enumerate(dataset.ids)}
@@ -195,21 +255,12 @@ class LabelEvaluation(Evaluation):
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
 
-    def choose(self, monitor: str) -> list[float]:
+    def choose(self, by: str) -> list[float]:
         """For each class the threshold with the highest sensitivity plus specificity."""
         if self.exclusive:
             return []
-        result = []
-        for k, name in enumerate(self.classes):
-            best = best_decision(self.probability[:, k], self.truth[:, k])
-            if best is None:
-                log.warning(
-                    "%s is shown by all images of %s or by none: no threshold can be chosen there, it is 0.5",
-                    name,
-                    self.split,
-                )
-            result.append(0.5 if best is None else best)
-        return result
+        chosen = [best_decision(self.probability[:, k], self.truth[:, k]) for k in range(len(self.classes))]
+        return [_or_half(best, name, self.split) for best, name in zip(chosen, self.classes, strict=True)]
 
     def summary(self, threshold: Sequence[float]) -> dict[str, float]:
         """Metrics of the ranking, and of the decision at a threshold for each class."""
@@ -255,31 +306,37 @@ def evaluate(
     task: SegmentationTask | ClassificationTask,
     data: ImageDataModule,
     split: str,
-    also: Sequence[float] = (),
+    threshold: Sequence[float] | None = None,
 ) -> Evaluation:
     """Measures a split: masks at their original sizes, labels by the probabilities of each image.
+
+    Masks are counted at each threshold of the grid. Their boundaries are measured at one only, which has to be known
+    before: where it is chosen on the very split, that takes a second pass, and no probabilities are kept.
 
     Args:
         trainer: Decides device and precision.
         task: The trained task.
         data: The data set.
         split: `train`, `val` or `test`.
-        also: Thresholds at which masks are counted besides the grid.
+        threshold: Of each class, at which masks are counted besides the grid, and boundaries measured.
 
     Raises:
         MedvisionError: If a threshold is not between 0 and 1, or the split is not there.
     """
+    also = [] if threshold is None else [float(value) for value in threshold]
     if wrong := [value for value in also if not 0 < value < 1]:
         raise MedvisionError(f"threshold is {wrong[0]}; expected a probability above 0 and below 1")
     if isinstance(task, SegmentationTask):
         task.thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
+        task.surface_at = also if also and task.tolerance is not None else None
     trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
     classes = data.spec.classes
     group = {sample.id: sample.group for sample in data.splits[split] if sample.group is not None}
     if isinstance(task, SegmentationTask):
         images = tuple(sorted(task.counted, key=lambda image: image.id))
         groups = tuple(group.get(image.id, image.id) for image in images) if group else None
-        return MaskEvaluation(split, classes, images, task.thresholds, groups)
+        at = None if task.surface_at is None else tuple(task.surface_at)
+        return MaskEvaluation(split, classes, images, task.thresholds, groups, at, task.empty)
     scored = sorted(task.scored, key=lambda image: image.id)
     truth = one_hot(torch.stack([image.target for image in scored]), len(classes))
     probability = torch.stack([image.probability for image in scored]).numpy()
@@ -317,6 +374,13 @@ def step_times(
 
 def _known(intervals: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     return {name: bounds for name, bounds in intervals.items() if not np.isnan(bounds).any()}
+
+
+def _or_half(best: float | None, name: str, split: str) -> float:
+    if best is None:
+        shown = "is shown by all images of %s or by none: no threshold can be chosen there, it is 0.5"
+        log.warning("%s " + shown, name, split)
+    return 0.5 if best is None else best
 
 
 def _spaced(order: NDArray[np.intp], number: int) -> list[int]:
