@@ -1,4 +1,4 @@
-"""A trained model measured on a split, summarised at a threshold, which another split has chosen."""
+"""A trained model measured on a split, summarised with a decision, which another split has chosen."""
 
 import csv
 import io
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medvision import figures
 from medvision.data import ImageDataModule
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.metrics import (
     BOUNDARY,
@@ -57,36 +58,36 @@ class Evaluation(ABC):
     classes: tuple[str, ...]
 
     @abstractmethod
-    def choose(self, by: str) -> list[float]:
-        """The best threshold of each class, in the sense of the task's `chosen_by`; none if none is used."""
+    def choose(self, by: str) -> Decision:
+        """The best threshold of each class, in the sense of the task's `chosen_by`."""
 
     @abstractmethod
-    def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Metrics of the whole split at a threshold for each class."""
+    def summary(self, decision: Decision) -> dict[str, float]:
+        """Metrics of the whole split with a decision."""
 
     @abstractmethod
-    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals over images of the entries of `summary`, over groups of them where there are any.
 
         What less than two images or groups have a value of has no interval.
         """
 
     @abstractmethod
-    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+    def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge, as its organisers compute them (see `metrics.challenge`)."""
 
     @abstractmethod
-    def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
+    def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then a row for each image and class, from which any summary can be recomputed."""
 
     @abstractmethod
-    def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
+    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the worst to the best, evenly spaced, so that a sheet shows no choice of ours."""
 
-    def table(self, threshold: Sequence[float]) -> str:
+    def table(self, decision: Decision) -> str:
         """`rows` as CSV."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows(threshold))
+        csv.writer(text, lineterminator="\n").writerows(self.rows(decision))
         return text.getvalue()
 
 
@@ -100,7 +101,7 @@ class MaskEvaluation(Evaluation):
         images: One entry for each image, in the order of their ids.
         thresholds: The T thresholds at which they were counted, ascending.
         groups: What each image belongs to, as a sequence or a patient; None where that is not known.
-        surface_at: The threshold of each class at which boundaries were measured; None where they were not.
+        decision: With which boundaries were measured; None where they were not.
         empty: As for `scores`.
     """
 
@@ -109,29 +110,30 @@ class MaskEvaluation(Evaluation):
     images: tuple[ImageCounts, ...]
     thresholds: NDArray[np.float32]
     groups: tuple[str, ...] | None = None
-    surface_at: tuple[float, ...] | None = None
+    decision: Decision | None = None
     empty: float = EMPTY
 
-    def counts(self, threshold: Sequence[float]) -> NDArray[np.int64]:
-        """Counts (N, K, 4) at a threshold for each class.
+    def counts(self, decision: Decision) -> NDArray[np.int64]:
+        """Counts (N, K, 4) of the masks that a decision makes.
 
         Raises:
-            MedvisionError: If nothing was counted at one of them.
+            MedvisionError: If nothing was counted at one of its thresholds.
         """
+        threshold = decision.threshold
         if missing := [value for value in threshold if np.float32(value) not in self.thresholds]:
-            raise MedvisionError(f"threshold {missing[0]} was not counted; name it in evaluate(..., also=[...])")
+            raise MedvisionError(f"threshold {missing[0]} was not counted; hand the decision to evaluate()")
         at = np.searchsorted(self.thresholds, np.asarray(threshold, np.float32))
         return np.stack([image.counts[at, np.arange(len(self.classes))] for image in self.images])
 
-    def choose(self, by: str) -> list[float]:
+    def choose(self, by: str) -> Decision:
         """For each class the threshold of the grid with the highest value of a metric, one of `metrics.CHOICES`."""
         metric, pooled = by.removesuffix("_image"), not by.endswith("_image")
         chosen = [
             best_threshold(counts, GRID, metric, pooled, self.empty) for counts in np.moveaxis(self._swept(), 2, 0)
         ]
-        return [_or_half(best, name, self.split) for best, name in zip(chosen, self.classes, strict=True)]
+        return Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
 
-    def draw_choice(self, path: Path, by: str, threshold: Sequence[float]) -> None:
+    def draw_choice(self, path: Path, by: str, decision: Decision) -> None:
         """Draws what thresholds were chosen by over the grid, with its 95 % interval, and where they are."""
         counts, metric = self._swept(), by.removesuffix("_image")
         flat, bootstrap = counts.reshape(len(counts), -1, len(COUNTS)), Bootstrap(len(counts), self.groups)
@@ -145,27 +147,28 @@ class MaskEvaluation(Evaluation):
             values, drawn = scores(flat.sum(0), self.empty)[metric], bootstrap.pooled(flat, self.empty)[metric]
         bands = np.stack([values, *interval(drawn)]).reshape(3, *counts.shape[1:3])
         title = f"{self.split}: {by} of {len(counts)} images at each threshold, with its 95 % interval"
-        figures.sweep(path, GRID, dict(zip(self.classes, np.moveaxis(bands, 2, 0), strict=True)), threshold, by, title)
+        curves = dict(zip(self.classes, np.moveaxis(bands, 2, 0), strict=True))
+        figures.sweep(path, GRID, curves, decision.threshold, by, title)
 
     def _swept(self) -> NDArray[np.int64]:
         """Counts (N, 99, K, 4) at the thresholds of the grid."""
         grid = np.searchsorted(self.thresholds, GRID)
         return np.stack([image.counts[grid] for image in self.images])
 
-    def surface(self, threshold: Sequence[float]) -> dict[str, NDArray[np.float64]]:
-        """Boundary metrics (N, K) of `metrics.BOUNDARY` at a threshold for each class; none if not measured there."""
-        if self.surface_at is None or tuple(threshold) != self.surface_at:
+    def surface(self, decision: Decision) -> dict[str, NDArray[np.float64]]:
+        """Boundary metrics (N, K), `metrics.BOUNDARY`; none where they were not measured with this decision."""
+        if decision != self.decision or not self.images[0].surface:
             return {}
         return {name: np.stack([image.surface[name] for image in self.images]) for name in BOUNDARY}
 
-    def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Pooled metrics and means over images at a threshold for each class.
+    def summary(self, decision: Decision) -> dict[str, float]:
+        """Pooled metrics and means over images.
 
         `distances` is how many masks have a value of `hd95` and `assd`: none has where one of truth and prediction is
         empty.
         """
-        surface = self.surface(threshold)
-        result = summarise(self.counts(threshold), self.classes, self.empty, surface)
+        surface = self.surface(decision)
+        result = summarise(self.counts(decision), self.classes, self.empty, surface)
         if surface:
             there = (~np.isnan(surface["hd95"])).sum(0).astype(float).tolist()
             result["distances"] = sum(there)
@@ -173,11 +176,10 @@ class MaskEvaluation(Evaluation):
                 result |= {f"distances/{name}": number for name, number in zip(self.classes, there, strict=True)}
         return result
 
-    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
-        bootstrap, surface = Bootstrap(len(self.images), self.groups), self.surface(threshold)
-        counts = self.counts(threshold)
-        return _known(summarise_intervals(counts, self.classes, bootstrap, self.empty, also=surface))
+        bootstrap, also = Bootstrap(len(self.images), self.groups), self.surface(decision)
+        return _known(summarise_intervals(self.counts(decision), self.classes, bootstrap, self.empty, also=also))
 
     def at_network_size(self, batch_size: int = 16) -> dict[str, float]:
         """Metrics at network size and a probability of one half, where papers often have theirs.
@@ -188,14 +190,14 @@ class MaskEvaluation(Evaluation):
         counts = np.stack([image.network for image in self.images])
         return summarise(counts, self.classes, self.empty) | {"unetpp_iou": unetpp_iou(counts, batch_size)}
 
-    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+    def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge of masks, one of `metrics.OF_MASKS`."""
-        return OF_MASKS[name](self.counts(threshold), self.classes)
+        return OF_MASKS[name](self.counts(decision), self.classes)
 
-    def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
+    def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then counts, areas in pixels and metrics of each image and class."""
-        counts = self.counts(threshold)
-        metrics = image_scores(counts, self.empty) | self.surface(threshold)
+        counts = self.counts(decision)
+        metrics = image_scores(counts, self.empty) | self.surface(decision)
         areas = ["area_truth", "area_predicted"]
         yield ["id", "height", "width", "class", "threshold", *COUNTS, *areas, *metrics]
         for n, image in enumerate(self.images):
@@ -203,18 +205,16 @@ class MaskEvaluation(Evaluation):
                 tp, fp, fn, tn = counts[n, k].tolist()
                 values = [float(column[n, k]) for column in metrics.values()]
                 shown = ["" if np.isnan(value) else value for value in values]
-                yield [image.id, *image.size, name, threshold[k], tp, fp, fn, tn, tp + fn, tp + fp, *shown]
+                yield [image.id, *image.size, name, decision.threshold[k], tp, fp, fn, tn, tp + fn, tp + fp, *shown]
 
-    def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
+    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
-        title = f"{self.split}: from the worst to the best of {len(self.images)} images, threshold {_text(threshold)}"
-        figures.sheet(path, self.examples(task, data, threshold), self.classes, title)
+        title = f"{self.split}: from the worst to the best of {len(self.images)} images, {decision}"
+        figures.sheet(path, self.examples(task, data, decision), self.classes, title)
 
-    def examples(
-        self, task: Task, data: ImageDataModule, threshold: Sequence[float], number: int = 6
-    ) -> list[figures.Example]:
+    def examples(self, task: Task, data: ImageDataModule, decision: Decision, number: int = 6) -> list[figures.Example]:
         """Images from the worst to the best per-image Jaccard, evenly spaced."""
-        jaccard = scores(self.counts(threshold))["jaccard"].mean(1)  # one of nothing is right, whatever it counts
+        jaccard = scores(self.counts(decision))["jaccard"].mean(1)  # one of nothing is right, whatever it counts
         order = np.argsort(jaccard, kind="stable")
         dataset, result = data.dataset(self.split, full=True), []
         positions = {str(name): position for position, name in enumerate(dataset.ids)}
@@ -224,8 +224,8 @@ class MaskEvaluation(Evaluation):
             item: dict[str, Any] = dataset[positions[image.id]]
             with torch.inference_mode():
                 probability = task.probability(item["image"][None].to(task.device))[0]
-            full = resize_probability(probability, image.size).cpu().numpy()
-            prediction = full >= np.asarray(threshold, np.float32)[:, None, None]
+            full = resize_probability(probability, image.size)
+            prediction = decision.masks(decision.calibrated(full).cpu().numpy())
             rank = int(np.flatnonzero(order == n)[0]) + 1
             caption = f"{image.id}   jaccard {jaccard[n]:.3f}   (rank {rank} of {len(order)})"
             picture, _ = data.splits[self.split][positions[image.id]].read(data.spec.in_channels)
@@ -255,41 +255,41 @@ class LabelEvaluation(Evaluation):
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
 
-    def choose(self, by: str) -> list[float]:
+    def choose(self, by: str) -> Decision:
         """For each class the threshold with the highest sensitivity plus specificity."""
         if self.exclusive:
-            return []
+            return Decision(())
         chosen = [best_decision(self.probability[:, k], self.truth[:, k]) for k in range(len(self.classes))]
-        return [_or_half(best, name, self.split) for best, name in zip(chosen, self.classes, strict=True)]
+        return Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
 
-    def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Metrics of the ranking, and of the decision at a threshold for each class."""
-        return summarise_labels(self.probability, self.truth, self.classes, threshold)
+    def summary(self, decision: Decision) -> dict[str, float]:
+        """Metrics of the ranking, and of the decision."""
+        return summarise_labels(self.probability, self.truth, self.classes, decision.threshold)
 
-    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
         bootstrap = Bootstrap(len(self.ids), self.groups)
-        found = summarise_label_intervals(self.probability, self.truth, self.classes, threshold, bootstrap)
+        found = summarise_label_intervals(self.probability, self.truth, self.classes, decision.threshold, bootstrap)
         return _known(found)
 
-    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+    def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge of labels, one of `metrics.OF_LABELS`; none where nothing can be ranked."""
         both = self.truth.any() and not self.truth.all()
         return OF_LABELS[name](self.probability, self.truth) if both else {}
 
-    def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
+    def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
-        decided = decide(self.probability, threshold)
+        decided = decide(self.probability, decision.threshold)
         yield ["id", "class", "threshold", "truth", "probability", "decision"]
         for n, image in enumerate(self.ids):
             for k, name in enumerate(self.classes):
-                at = threshold[k] if len(threshold) else ""
+                at = decision.threshold[k] if decision.threshold else ""
                 yield [image, name, at, int(self.truth[n, k]), float(self.probability[n, k]), int(decided[n, k])]
 
-    def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
+    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the one to whose truth the least probability is given to that with the most."""
         given = np.where(self.truth, self.probability, 1 - self.probability).min(1)
-        decided, order = decide(self.probability, threshold), np.argsort(given, kind="stable")
+        decided, order = decide(self.probability, decision.threshold), np.argsort(given, kind="stable")
         samples = {sample.id: sample for sample in data.splits[self.split]}
         tiles = []
         for n in _spaced(order, 24):
@@ -306,7 +306,7 @@ def evaluate(
     task: SegmentationTask | ClassificationTask,
     data: ImageDataModule,
     split: str,
-    threshold: Sequence[float] | None = None,
+    decision: Decision | None = None,
 ) -> Evaluation:
     """Measures a split: masks at their original sizes, labels by the probabilities of each image.
 
@@ -318,25 +318,24 @@ def evaluate(
         task: The trained task.
         data: The data set.
         split: `train`, `val` or `test`.
-        threshold: Of each class, at which masks are counted besides the grid, and boundaries measured.
+        decision: At whose thresholds masks are counted besides the grid, and with which boundaries are measured.
 
     Raises:
         MedvisionError: If a threshold is not between 0 and 1, or the split is not there.
     """
-    also = [] if threshold is None else [float(value) for value in threshold]
+    also = () if decision is None else decision.threshold
     if wrong := [value for value in also if not 0 < value < 1]:
         raise MedvisionError(f"threshold is {wrong[0]}; expected a probability above 0 and below 1")
     if isinstance(task, SegmentationTask):
         task.thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
-        task.surface_at = also if also and task.tolerance is not None else None
+        task.decision = decision
     trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
     classes = data.spec.classes
     group = {sample.id: sample.group for sample in data.splits[split] if sample.group is not None}
     if isinstance(task, SegmentationTask):
         images = tuple(sorted(task.counted, key=lambda image: image.id))
         groups = tuple(group.get(image.id, image.id) for image in images) if group else None
-        at = None if task.surface_at is None else tuple(task.surface_at)
-        return MaskEvaluation(split, classes, images, task.thresholds, groups, at, task.empty)
+        return MaskEvaluation(split, classes, images, task.thresholds, groups, decision, task.empty)
     scored = sorted(task.scored, key=lambda image: image.id)
     truth = one_hot(torch.stack([image.target for image in scored]), len(classes))
     probability = torch.stack([image.probability for image in scored]).numpy()
@@ -387,7 +386,3 @@ def _spaced(order: NDArray[np.intp], number: int) -> list[int]:
     """Entries from the first to the last, evenly spaced."""
     places = np.unique(np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int))
     return [int(n) for n in order[places]]
-
-
-def _text(threshold: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in threshold)

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
 from medvision.metrics import CHOICES, GRID, Overlap, Ranking, boundary_scores, count, histogram
@@ -20,7 +21,6 @@ from medvision.models import EncoderModel
 from medvision.optim import OneCycle, Parameters, needs_metric
 from medvision.spec import DataSpec
 from medvision.tta import TestTimeAugmentation
-
 
 WATCHED = ("val", "paper")
 """What each loader of a validation is: the split that chooses, and the one that a paper chose by and reported."""
@@ -35,7 +35,7 @@ class ImageCounts:
         size: Height and width, pixels.
         counts: int64 (T, K, 4): true and false positives, false and true negatives at each threshold.
         network: int64 (K, 4): the same at network size and a probability of one half.
-        surface: The metrics of `boundary_scores` at the task's `surface_at`, (K,); none if there is no such threshold.
+        surface: The metrics of `boundary_scores` with the task's `decision`, (K,); empty without one.
     """
 
     id: str
@@ -225,7 +225,7 @@ class SegmentationTask(Task):
     measures at the original size of each mask and counts at every threshold.
 
     Attributes:
-        surface_at: The threshold of each class at which `test_step` measures boundaries too; None: it does not.
+        decision: With which `test_step` measures boundaries too; None: it does not.
 
     Args:
         model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
@@ -271,7 +271,7 @@ class SegmentationTask(Task):
         of_monitor = monitor.split("/")[1]
         self.chosen_by = threshold_by or (of_monitor if of_monitor in CHOICES else "jaccard_image")
         self.thresholds: NDArray[np.float32] = GRID
-        self.surface_at: Sequence[float] | None = None
+        self.decision: Decision | None = None
         self.counted: list[ImageCounts] = []
 
     def on_test_start(self) -> None:
@@ -280,16 +280,15 @@ class SegmentationTask(Task):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Counts each image of a batch at the size of its `mask`, into `counted`."""
-'        answers = zip(self.probability(batch["image"]), batch["target"], batch["mask"], batch["id"], strict=True)
+        answers = zip(self.probability(batch["image"]), batch["target"], batch["mask"], batch["id"], strict=True)
         for probability, target, mask, name in answers:
             require_numbers(probability, name)
             full = resize_probability(probability, mask.shape[-2:])
             counts = histogram(full, mask.to(full.device), self.thresholds)
             network = count(probability >= 0.5, target).cpu().numpy()
             surface = {}
-            if self.surface_at is not None and self.tolerance is not None:
-                at = full.new_tensor(self.surface_at)[:, None, None]
-                predicted, truth = (full >= at).cpu().numpy(), mask.bool().cpu().numpy()
+            if self.decision is not None and self.tolerance is not None:
+                predicted, truth = self.decision.masks(full.cpu().numpy()), mask.bool().cpu().numpy()
                 surface = boundary_scores(predicted, truth, self.tolerance, both_empty=self.empty)
             self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts, network, surface))
 
