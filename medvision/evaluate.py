@@ -59,18 +59,18 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         log.info("measuring %d images of %s without tta", len(data), split)
         plain = run.fixed(cfg.threshold) if isinstance(cfg.threshold, float | int) else run.decision
         started = time.perf_counter()
-        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain.threshold).summary(plain)
+        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain).summary(plain)
         seconds = [time.perf_counter() - started]
         run.task.tta = views
     if cfg.threshold == "validation":
         log.info("choosing the threshold on %d images of val", len(run.data.dataset("val")))
         val = evaluate(trainer, run.task, run.data, "val")
-        decision = val.choose(run.task.monitor)
+        decision = val.choose(run.task.chosen_by)
     else:
         decision = run.decision if cfg.threshold == "stored" else run.fixed(cfg.threshold)
     log.info("measuring %d images of %s", len(data), split)
     started = time.perf_counter()
-    found = evaluate(trainer, run.task, run.data, split, decision.threshold)
+    found = evaluate(trainer, run.task, run.data, split, decision)
     if cfg.tta != "none":
         seconds.append(time.perf_counter() - started)
         log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])

@@ -21,7 +21,9 @@ from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.metrics import (
+    BOUNDARY,
     COUNTS,
+    EMPTY,
     GRID,
     OF_LABELS,
     OF_MASKS,
@@ -29,12 +31,15 @@ from medvision.metrics import (
     best_decision,
     best_threshold,
     decide,
+    image_scores,
+    interval,
     one_hot,
     scores,
     summarise,
     summarise_intervals,
     summarise_label_intervals,
     summarise_labels,
+    unetpp_iou,
 )
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
 
@@ -53,8 +58,8 @@ class Evaluation(ABC):
     classes: tuple[str, ...]
 
     @abstractmethod
-    def choose(self, monitor: str) -> Decision:
-        """The best threshold of each class, in the sense of the metric that chose the epoch."""
+    def choose(self, by: str) -> Decision:
+        """The best threshold of each class, in the sense of the task's `chosen_by`."""
 
     @abstractmethod
     def summary(self, decision: Decision) -> dict[str, float]:
@@ -96,6 +101,8 @@ class MaskEvaluation(Evaluation):
         images: One entry for each image, in the order of their ids.
         thresholds: The T thresholds at which they were counted, ascending.
         groups: What each image belongs to, as a sequence or a patient; None where that is not known.
+        decision: With which boundaries were measured; None where they were not.
+        empty: As for `scores`.
     """
 
     split: str
@@ -103,6 +110,8 @@ class MaskEvaluation(Evaluation):
     images: tuple[ImageCounts, ...]
     thresholds: NDArray[np.float32]
     groups: tuple[str, ...] | None = None
+    decision: Decision | None = None
+    empty: float = EMPTY
 
     def counts(self, decision: Decision) -> NDArray[np.int64]:
         """Counts (N, K, 4) of the masks that a decision makes.
@@ -112,40 +121,91 @@ class MaskEvaluation(Evaluation):
         """
         threshold = decision.threshold
         if missing := [value for value in threshold if np.float32(value) not in self.thresholds]:
-            raise MedvisionError(f"threshold {missing[0]} was not counted; name it in evaluate(..., also=[...])")
+            raise MedvisionError(f"threshold {missing[0]} was not counted; hand the decision to evaluate()")
         at = np.searchsorted(self.thresholds, np.asarray(threshold, np.float32))
         return np.stack([image.counts[at, np.arange(len(self.classes))] for image in self.images])
 
-    def choose(self, monitor: str) -> Decision:
-        """For each class the threshold of the grid with the highest Jaccard: pooled if the monitor pools pixels."""
-        pooled = monitor.split("/")[1] in ("dice", "jaccard")
+    def choose(self, by: str) -> Decision:
+        """For each class the threshold of the grid with the highest value of a metric, one of `metrics.CHOICES`."""
+        metric, pooled = by.removesuffix("_image"), not by.endswith("_image")
+        chosen = [
+            best_threshold(counts, GRID, metric, pooled, self.empty) for counts in np.moveaxis(self._swept(), 2, 0)
+        ]
+        return Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
+
+    def draw_choice(self, path: Path, by: str, decision: Decision) -> None:
+        """Draws what thresholds were chosen by over the grid, with its 95 % interval, and where they are."""
+        counts, metric = self._swept(), by.removesuffix("_image")
+        flat, bootstrap = counts.reshape(len(counts), -1, len(COUNTS)), Bootstrap(len(counts), self.groups)
+        if by.endswith("_image"):
+            images = scores(flat, self.empty)[metric]
+            known = ~np.isnan(images)
+            total = np.where(known, images, 0).sum(0)
+            values = np.divide(total, known.sum(0), out=np.full(len(total), np.nan), where=known.any(0))
+            drawn = bootstrap.means(images)
+        else:
+            values, drawn = scores(flat.sum(0), self.empty)[metric], bootstrap.pooled(flat, self.empty)[metric]
+        bands = np.stack([values, *interval(drawn)]).reshape(3, *counts.shape[1:3])
+        title = f"{self.split}: {by} of {len(counts)} images at each threshold, with its 95 % interval"
+        curves = dict(zip(self.classes, np.moveaxis(bands, 2, 0), strict=True))
+        figures.sweep(path, GRID, curves, decision.threshold, by, title)
+
+    def _swept(self) -> NDArray[np.int64]:
+        """Counts (N, 99, K, 4) at the thresholds of the grid."""
         grid = np.searchsorted(self.thresholds, GRID)
-        counts = np.stack([image.counts[grid] for image in self.images])
-        return Decision(tuple(best_threshold(counts[:, :, k], GRID, pooled=pooled) for k in range(len(self.classes))))
+        return np.stack([image.counts[grid] for image in self.images])
+
+    def surface(self, decision: Decision) -> dict[str, NDArray[np.float64]]:
+        """Boundary metrics (N, K), `metrics.BOUNDARY`; none where they were not measured with this decision."""
+        if decision != self.decision or not self.images[0].surface:
+            return {}
+        return {name: np.stack([image.surface[name] for image in self.images]) for name in BOUNDARY}
 
     def summary(self, decision: Decision) -> dict[str, float]:
-        """Pooled metrics and means over images."""
-        return summarise(self.counts(decision), self.classes)
+        """Pooled metrics and means over images.
+
+        `distances` is how many masks have a value of `hd95` and `assd`: none has where one of truth and prediction is
+        empty.
+        """
+        surface = self.surface(decision)
+        result = summarise(self.counts(decision), self.classes, self.empty, surface)
+        if surface:
+            there = (~np.isnan(surface["hd95"])).sum(0).astype(float).tolist()
+            result["distances"] = sum(there)
+            if len(there) > 1:
+                result |= {f"distances/{name}": number for name, number in zip(self.classes, there, strict=True)}
+        return result
 
     def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
-        bootstrap = Bootstrap(len(self.images), self.groups)
-        return _known(summarise_intervals(self.counts(decision), self.classes, bootstrap))
+        bootstrap, also = Bootstrap(len(self.images), self.groups), self.surface(decision)
+        return _known(summarise_intervals(self.counts(decision), self.classes, bootstrap, self.empty, also=also))
+
+    def at_network_size(self, batch_size: int = 16) -> dict[str, float]:
+        """Metrics at network size and a probability of one half, where papers often have theirs.
+
+        Args:
+            batch_size: Of `unetpp_iou`, an IoU of batches; that of the published ones.
+        """
+        counts = np.stack([image.network for image in self.images])
+        return summarise(counts, self.classes, self.empty) | {"unetpp_iou": unetpp_iou(counts, batch_size)}
 
     def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge of masks, one of `metrics.OF_MASKS`."""
         return OF_MASKS[name](self.counts(decision), self.classes)
 
     def rows(self, decision: Decision) -> Iterator[list[object]]:
-        """A header, then counts and metrics of each image and class."""
+        """A header, then counts, areas in pixels and metrics of each image and class."""
         counts = self.counts(decision)
-        metrics = scores(counts)
-        yield ["id", "height", "width", "class", "threshold", *COUNTS, *metrics]
+        metrics = image_scores(counts, self.empty) | self.surface(decision)
+        areas = ["area_truth", "area_predicted"]
+        yield ["id", "height", "width", "class", "threshold", *COUNTS, *areas, *metrics]
         for n, image in enumerate(self.images):
             for k, name in enumerate(self.classes):
+                tp, fp, fn, tn = counts[n, k].tolist()
                 values = [float(column[n, k]) for column in metrics.values()]
                 shown = ["" if np.isnan(value) else value for value in values]
-                yield [image.id, *image.size, name, decision.threshold[k], *counts[n, k].tolist(), *shown]
+                yield [image.id, *image.size, name, decision.threshold[k], tp, fp, fn, tn, tp + fn, tp + fp, *shown]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
@@ -154,7 +214,7 @@ class MaskEvaluation(Evaluation):
 
     def examples(self, task: Task, data: ImageDataModule, decision: Decision, number: int = 6) -> list[figures.Example]:
         """Images from the worst to the best per-image Jaccard, evenly spaced."""
-        jaccard = scores(self.counts(decision))["jaccard"].mean(1)
+        jaccard = scores(self.counts(decision))["jaccard"].mean(1)  # one of nothing is right, whatever it counts
         order = np.argsort(jaccard, kind="stable")
         dataset, result = data.dataset(self.split, full=True), []
         positions = {str(name): position for position, name in enumerate(dataset.ids)}
@@ -195,21 +255,12 @@ class LabelEvaluation(Evaluation):
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
 
-    def choose(self, monitor: str) -> Decision:
+    def choose(self, by: str) -> Decision:
         """For each class the threshold with the highest sensitivity plus specificity."""
         if self.exclusive:
             return Decision(())
-        result = []
-        for k, name in enumerate(self.classes):
-            best = best_decision(self.probability[:, k], self.truth[:, k])
-            if best is None:
-                log.warning(
-                    "%s is shown by all images of %s or by none: no threshold can be chosen there, it is 0.5",
-                    name,
-                    self.split,
-                )
-            result.append(0.5 if best is None else best)
-        return Decision(tuple(result))
+        chosen = [best_decision(self.probability[:, k], self.truth[:, k]) for k in range(len(self.classes))]
+        return Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
 
     def summary(self, decision: Decision) -> dict[str, float]:
         """Metrics of the ranking, and of the decision."""
@@ -255,31 +306,36 @@ def evaluate(
     task: SegmentationTask | ClassificationTask,
     data: ImageDataModule,
     split: str,
-    also: Sequence[float] = (),
+    decision: Decision | None = None,
 ) -> Evaluation:
     """Measures a split: masks at their original sizes, labels by the probabilities of each image.
+
+    Masks are counted at each threshold of the grid. Their boundaries are measured at one only, which has to be known
+    before: where it is chosen on the very split, that takes a second pass, and no probabilities are kept.
 
     Args:
         trainer: Decides device and precision.
         task: The trained task.
         data: The data set.
         split: `train`, `val` or `test`.
-        also: Thresholds at which masks are counted besides the grid.
+        decision: At whose thresholds masks are counted besides the grid, and with which boundaries are measured.
 
     Raises:
         MedvisionError: If a threshold is not between 0 and 1, or the split is not there.
     """
+    also = () if decision is None else decision.threshold
     if wrong := [value for value in also if not 0 < value < 1]:
         raise MedvisionError(f"threshold is {wrong[0]}; expected a probability above 0 and below 1")
     if isinstance(task, SegmentationTask):
         task.thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
+        task.decision = decision
     trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
     classes = data.spec.classes
     group = {sample.id: sample.group for sample in data.splits[split] if sample.group is not None}
     if isinstance(task, SegmentationTask):
         images = tuple(sorted(task.counted, key=lambda image: image.id))
         groups = tuple(group.get(image.id, image.id) for image in images) if group else None
-        return MaskEvaluation(split, classes, images, task.thresholds, groups)
+        return MaskEvaluation(split, classes, images, task.thresholds, groups, decision, task.empty)
     scored = sorted(task.scored, key=lambda image: image.id)
     truth = one_hot(torch.stack([image.target for image in scored]), len(classes))
     probability = torch.stack([image.probability for image in scored]).numpy()
@@ -317,6 +373,13 @@ def step_times(
 
 def _known(intervals: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     return {name: bounds for name, bounds in intervals.items() if not np.isnan(bounds).any()}
+
+
+def _or_half(best: float | None, name: str, split: str) -> float:
+    if best is None:
+        shown = "is shown by all images of %s or by none: no threshold can be chosen there, it is 0.5"
+        log.warning("%s " + shown, name, split)
+    return 0.5 if best is None else best
 
 
 def _spaced(order: NDArray[np.intp], number: int) -> list[int]:

@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 TILE = 224  # height of a picture in a sheet, pixels
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
-OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]
+OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", "paper/dice"]
 LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
 CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
 
@@ -143,6 +143,42 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         axes.set_xticks(np.arange(len(classes)), classes, rotation=20 if len(classes) > 2 else 0)
         axes.set_title(label)
         axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def sweep(
+    path: Path,
+    thresholds: NDArray[np.float32],
+    curves: Mapping[str, NDArray[np.float64]],
+    chosen: Sequence[float],
+    metric: str,
+    title: str,
+) -> None:
+    """Draws a metric over thresholds with the chosen ones.
+
+    Args:
+        path: The picture.
+        thresholds: T of them.
+        curves: For each class value, lower and upper bound, (3, T); NaN where there is none.
+        chosen: The threshold of each class.
+        metric: Name of the metric.
+        title: What is written above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
+        (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
+        axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.plot([at], [np.interp(at, thresholds, values)], "o", color=line.get_color())
+    axes.set(xlabel="threshold", ylabel=metric, xlim=(0, 1))
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

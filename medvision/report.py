@@ -14,11 +14,12 @@ from rich.text import Text
 from medvision import figures
 from medvision.build import Run, load_run
 from medvision.errors import MedvisionError
-from medvision.evaluation import evaluate
+from medvision.evaluation import MaskEvaluation, evaluate
 from medvision.files import write_json, write_text
 from medvision.logger import read_history
 from medvision.metrics import NAMES
 from medvision.runs import RunFolder
+from medvision.tasks import SegmentationTask
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,20 @@ def finish(place: RunFolder) -> None:
     """
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
-    val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
-    decision = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
+    decision = None if wanted == "validation" else run.fixed(wanted)
+    val = evaluate(trainer, run.task, run.data, "val", decision)
+    if decision is None:
+        decision = val.choose(run.task.chosen_by)
+        if isinstance(val, MaskEvaluation):
+            val.draw_choice(place.choice, run.task.chosen_by, decision)
+        if isinstance(run.task, SegmentationTask) and run.task.tolerance is not None:
+            val = evaluate(trainer, run.task, run.data, "val", decision)  # its boundaries too
     results: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
-            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, decision.threshold)
+            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, decision)
             results[split] = found.summary(decision)
             intervals[split] = found.intervals(decision)
             if run.data.spec.challenge is not None:
