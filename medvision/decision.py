@@ -67,16 +67,14 @@ class Decision:
 
     def at(self, temperature: Sequence[float]) -> "Decision":
         """With another temperature and the threshold moved with it, so that the same is decided."""
-        moved = [
-            _sigmoid(_logit(value) * before / after)
+        ones = (1.0,) * len(self.threshold)
+        moved = tuple(
+            value if before == after else _sigmoid(_logit(value) * before / after)
             for value, before, after in zip(
-                self.threshold,
-                self.temperature or [1.0] * len(self.threshold),
-                temperature or [1.0] * len(self.threshold),
-                strict=True,
+                self.threshold, self.temperature or ones, [*temperature] or ones, strict=False
             )
-        ]
-        return dataclasses.replace(self, threshold=tuple(moved), temperature=tuple(temperature))
+        )
+        return dataclasses.replace(self, threshold=moved, temperature=tuple(temperature))
 
     def calibrated(self, probability: Tensor, dim: int = 0) -> Tensor:
         """Probabilities at the temperature.

@@ -4,7 +4,7 @@ Pixels of a part touch by sides or corners (8-connectivity), those of the backgr
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision.errors import MedvisionError
-from medvision.metrics import scores
+from medvision.metrics import EMPTY, best_columns
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -93,7 +93,7 @@ def clean(masks: Bools, cleanings: Sequence[Cleaning]) -> Bools:
 
 
 def option_counts(masks: Bools, truths: Bools, options: Sequence[Cleaning] = OPTIONS) -> Ints:
-    """Counts of one image after each of several post-processings, for `best_options`.
+    """Counts of one image after each of several post-processings, for `best_option`.
 
     Args:
         masks: bool (K, H, W), as the thresholds give them.
@@ -116,18 +116,20 @@ def option_counts(masks: Bools, truths: Bools, options: Sequence[Cleaning] = OPT
     return result
 
 
-def best_options(counts: Ints, by: str, empty: float = EMPTY) -> tuple[Cleaning, ...]:
-    """For each class the post-processing of `OPTIONS` that is best on validation; of equally good ones the simplest.
+def best_option(
+    counts: Ints, by: str, empty: float = EMPTY, options: Sequence[Cleaning] = OPTIONS
+) -> tuple[Cleaning, ...]:
+    """For each class the post-processing that is best on validation; of equally good ones the first.
 
     Args:
         counts: int64 (N, O, K, 4), `option_counts` of each image.
         by: One of `metrics.CHOICES`.
         empty: As for `scores`.
+        options: O of them.
     """
-    return tuple(
-        OPTIONS[best[0]] if len(best := best_rows(of, by, empty)) else OPTIONS[0]
-        for of in counts.swapaxes(0, 2).swapaxes(1, 2)
-    )
+    metric, pooled = by.removesuffix("_image"), not by.endswith("_image")
+    best = [best_columns(of_class, metric, pooled, empty) for of_class in np.moveaxis(counts, 2, 0)]
+    return tuple(options[where[0] if where.size else 0] for where in best)
 
 
 def _filled(mask: Bools) -> Bools:

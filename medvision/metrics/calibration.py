@@ -80,7 +80,7 @@ class Calibration:
                 f"expected (N, {classes}, ...) of both"
             )
         low, high = probability.detach().aminmax()
-        if not (low >= 0 and high <= 1):
+        if not (low >= 0 and high <= 1 + CERTAIN * 10):  # of bilinear resizing, rounding
             raise MedvisionError("probabilities lie outside of 0 to 1 or are NaN; expected those after the sigmoid")
         for k in range(classes):
             # from 0 upwards, where the whole part is what lies below
@@ -109,17 +109,14 @@ class Calibration:
             result.append(Reliability(number.astype(np.int64), confidence, frequency, float(brier)))
         return result
 
-    def temperatures(self) -> list[float]:
-        """The temperature of each class.
+    def temperature(self, k: int) -> float:
+        """The temperature of a class.
 
         Raises:
             MedvisionError: As `fit_temperature`.
         """
-        result = []
-        for count in self.count:
-            there, cell = count.nonzero()
-            result.append(fit_temperature(self.logits[cell], there, count[there, cell]))
-        return result
+        there, cell = self.count[k].nonzero()
+        return fit_temperature(self.logits[cell], there, self.count[k][there, cell])
 
 
 def fit_temperature(
