@@ -134,7 +134,9 @@ def test_intervals_lie_around_the_summary_and_grow_with_groups_that_are_alike():
 
 def test_value_that_is_not_there_is_an_empty_cell():
     counts = np.tile([0, 3, 0, 1], (99, 1, 1))
-    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts, counts[49]),), GRID).table(Decision((0.5,)))
+    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts, counts[49]),), GRID).table(
+        Decision((0.5,))
+    )
     (row,) = csv.DictReader(io.StringIO(table))
     assert (row["class"], row["sensitivity"], row["precision"]) == ("a, b", "", "0.0")
 
