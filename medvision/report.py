@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from rich import box
@@ -88,25 +88,20 @@ def finish(place: RunFolder) -> None:
 
 
 def both_protocols(run: Run, trainer: pl.Trainer, found: Evaluation) -> dict[str, Any]:
-    """Results of a split at network size and one half: of the epoch that validation chose, and as papers have them.
+    """Masks of a split at network size and one half: of the epoch that validation chose, and as papers have them.
 
     The latter are of the epoch that was chosen on the reported split itself, of which `paper.ckpt` has the weights;
     the task is left with these. Of a run without it there are the former alone.
-
-    Raises:
-        MedvisionError: If the split was not of masks.
     """
-    if not isinstance(found, MaskEvaluation):
-        raise MedvisionError(f"protocol=paper compares masks, {run.data.spec.name} has labels; leave it out")
-    result: dict[str, Any] = {
-        "split": found.split,
-        "clean": {"epoch": run.best["best_epoch"]} | found.at_network_size(),
-    }
+
+    def at_network_size(evaluation: Evaluation) -> dict[str, float]:
+        return cast(MaskEvaluation, evaluation).at_network_size()  # labels were refused
+
+    result: dict[str, Any] = {"split": found.split, "clean": {"epoch": run.best["best_epoch"]} | at_network_size(found)}
     if run.folder is not None and run.folder.paper.exists():
-        chosen = run.load_weights(run.folder.paper)["callbacks"]["Checkpoint"]
+        epoch = run.load_weights(run.folder.paper)["callbacks"]["Checkpoint"]["paper_epoch"]
         again = evaluate(trainer, run.task, run.data, found.split)
-        if isinstance(again, MaskEvaluation):
-            result["paper"] = {"epoch": chosen["paper_epoch"]} | again.at_network_size()
+        result["paper"] = {"epoch": epoch} | at_network_size(again)
     return result
 
 
