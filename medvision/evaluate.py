@@ -30,20 +30,33 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
             f"threshold={cfg.threshold}: expected 'stored', 'validation' or a probability above 0 and below 1"
         )
     from medvision.build import load_run
-    from medvision.evaluation import evaluate
-    from medvision.report import print_challenge, print_table, require_finished
+    from medvision.evaluation import MaskEvaluation, evaluate
+    from medvision.report import (
+        both_protocols,
+        print_challenge,
+        print_distances,
+        print_protocols,
+        print_table,
+        require_finished,
+    )
     from medvision.runs import RunFolder
     from medvision.tta import TestTimeAugmentation
 
     place = RunFolder(Path(cfg.run).expanduser().resolve())
     if place.config.exists():
         require_finished(place)
-    run = load_run(place.path)
+    given = {str(key): value for key, value in cfg.task.items() if value != "stored"}
+    run = load_run(place.path, **given)
     split = cfg.split or run.data.reported_split
     data = run.data.dataset(split)
     if run.metrics["fingerprint"] != run.data.cache.digest:
         log.warning("the data in %s is not what the run was trained on: other images, masks or splits", run.data.root)
     name, facts = f"{split}_{cfg.threshold}", {"epoch": run.metrics["epoch"]}
+    name += "".join(f"_{key}_{value}" for key, value in given.items())
+    if cfg.protocol not in ("clean", "paper"):
+        raise MedvisionError(f"protocol={cfg.protocol}: expected clean or paper")
+    if cfg.protocol == "paper" and (cfg.model.depth is not None or run.data.spec.target == "label"):
+        raise MedvisionError("protocol=paper measures masks of the whole network; leave it out, or model.depth")
     if (depth := cfg.model.depth) is not None:
         name += f"_depth{depth}"
         facts |= {"depth": depth, **_prune(run, depth, split)}
@@ -66,6 +79,8 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         log.info("choosing the threshold on %d images of val", len(run.data.dataset("val")))
         val = evaluate(trainer, run.task, run.data, "val")
         decision = val.choose(run.task.chosen_by)
+        if isinstance(val, MaskEvaluation):
+            val.draw_choice(output / f"{name}_threshold.png", run.task.chosen_by, decision)
     else:
         decision = run.decision if cfg.threshold == "stored" else run.fixed(cfg.threshold)
     log.info("measuring %d images of %s", len(data), split)
@@ -83,14 +98,20 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     facts = decision.entries() | facts
     if depth is not None and split in run.metrics:
         others["whole network"] = run.metrics[split]
-    elif cfg.threshold == "stored" and cfg.tta == "none" and split in run.metrics:
-        same = run.metrics[split] == summary
+    elif cfg.threshold == "stored" and cfg.tta == "none" and not given and split in run.metrics:
+        before = run.metrics[split]  # an older run has fewer metrics
+        same = before == {key: summary.get(key) for key in before}
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
             others["after training"] = run.metrics[split]
-    write_json(output / f"{name}.json", {split: summary} | others | {"intervals": intervals} | facts)
     title = ", ".join([split, *(f"{key} {value}" for key, value in facts.items())])
+    if cfg.protocol == "paper":
+        facts |= {"paper": both_protocols(run, trainer, found)}
+    write_json(output / f"{name}.json", {split: summary} | others | {"intervals": intervals} | facts)
     print_table(title, {split: summary} | others, intervals)
+    print_distances(run, {split: summary})
+    if cfg.protocol == "paper":
+        print_protocols(run, facts["paper"])
     if (challenge := run.data.spec.challenge) is not None:
         print_challenge(challenge, split, found.challenge(challenge, decision))
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")

@@ -4,8 +4,9 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytorch_lightning as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from rich.text import Text
 from medvision import figures
 from medvision.build import Run, load_run
 from medvision.errors import MedvisionError
-from medvision.evaluation import MaskEvaluation, evaluate
+from medvision.evaluation import Evaluation, MaskEvaluation, evaluate
 from medvision.files import write_json, write_text
 from medvision.logger import read_history
 from medvision.metrics import NAMES
@@ -26,11 +27,16 @@ log = logging.getLogger(__name__)
 SHOWN = (
     "dice_image",
     "jaccard_image",
+    "threshold_jaccard_image",
     "dice",
     "jaccard",
     "sensitivity_image",
     "specificity_image",
     "precision_image",
+    "hd95_image",
+    "assd_image",
+    "nsd_image",
+    "unetpp_iou",
 )
 PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/")
 
@@ -56,6 +62,7 @@ def finish(place: RunFolder) -> None:
     for split in ("val", "test"):
         if split in run.data.splits:
             found = val if split == "val" else evaluate(trainer, run.task, run.data, split, decision)
+            reported = found
             results[split] = found.summary(decision)
             intervals[split] = found.intervals(decision)
             if run.data.spec.challenge is not None:
@@ -64,6 +71,8 @@ def finish(place: RunFolder) -> None:
             found.draw(place.picture(split), run.task, run.data, decision)
     figures.curves(place.path / "curves.png", read_history(place.history))
     best = run.best
+    if run.config.get("protocol") == "paper":
+        results["paper"] = both_protocols(run, trainer, reported)
     write_json(
         place.metrics,
         results
@@ -76,6 +85,49 @@ def finish(place: RunFolder) -> None:
             "fingerprint": run.data.cache.digest,
         },
     )
+
+
+def both_protocols(run: Run, trainer: pl.Trainer, found: Evaluation) -> dict[str, Any]:
+    """Masks of a split at network size and one half: of the epoch that validation chose, and as papers have them.
+
+    The latter are of the epoch that was chosen on the reported split itself, of which `paper.ckpt` has the weights;
+    the task is left with these. Of a run without it there are the former alone.
+    """
+
+    def at_network_size(evaluation: Evaluation) -> dict[str, float]:
+        return cast(MaskEvaluation, evaluation).at_network_size()  # labels were refused
+
+    result: dict[str, Any] = {"split": found.split, "clean": {"epoch": run.best["best_epoch"]} | at_network_size(found)}
+    if run.folder is not None and run.folder.paper.exists():
+        epoch = run.load_weights(run.folder.paper)["callbacks"]["Checkpoint"]["paper_epoch"]
+        again = evaluate(trainer, run.task, run.data, found.split)
+        result["paper"] = {"epoch": epoch} | at_network_size(again)
+    return result
+
+
+def print_protocols(run: Run, found: Mapping[str, Any]) -> None:
+    """Prints what `both_protocols` found, and what is what."""
+    size, chooser = "x".join(map(str, run.data.spec.image_size)), run.data.reported_split
+    columns = {name: found[name] for name in ("clean", "paper") if name in found}
+    print_table(f"{found['split']} at network size {size}, probability 0.5", columns, {})
+    print(f"clean: epoch {found['clean']['epoch']}, chosen on val by {run.task.monitor}")
+    if "paper" in found:
+        print(
+            f"paper: epoch {found['paper']['epoch']}, chosen on {chooser} itself, the split that is reported, by its "
+            "pooled Dice: to compare with numbers that were published so; it flatters"
+        )
+    print("unetpp_iou: pooled over batches of 16 images in the order of their ids, then the mean over batches")
+
+
+def print_distances(run: Run, columns: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints of how many masks distances between boundaries are means."""
+    for split, values in columns.items():
+        if "distances" in values and isinstance(run.task, SegmentationTask):
+            masks = len(run.data.splits[split]) * len(run.data.spec.classes)
+            print(
+                f"{split}: hd95 and assd (pixels) are means over {values['distances']:.0f} of {masks} masks: where one "
+                f"of truth and prediction is empty there is none, and nsd (tolerance {run.task.tolerance:g}) is 0"
+            )
 
 
 def show(place: RunFolder, run: Run) -> None:
@@ -93,6 +145,9 @@ def show(place: RunFolder, run: Run) -> None:
     if run.decision.threshold:
         title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
     print_table(title, splits, metrics.get("intervals", {}))
+    print_distances(run, splits)
+    if "paper" in metrics:
+        print_protocols(run, metrics["paper"])
     for name, scored in metrics.get("challenge", {}).items():
         for split, values in scored.items():
             print_challenge(name, split, values)
