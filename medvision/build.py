@@ -240,6 +240,11 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
     if cfg.get("protocol") == "paper" and data.spec.target == "label":
         raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    for choice in ("temperature", "cleaning"):
+        if cfg.get(choice, "none") not in ("none", "validation"):
+            raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
+    if cfg.get("cleaning") == "validation" and data.spec.target == "label":
+        raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)

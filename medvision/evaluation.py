@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from medvision import figures
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
+from medvision.files import write_text
 from medvision.metrics import (
     BOUNDARY,
     COUNTS,
@@ -94,11 +95,14 @@ class Evaluation(ABC):
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the worst to the best, evenly spaced, so that a sheet shows no choice of ours."""
 
+    def beside(self, decision: Decision) -> dict[str, dict[str, float]]:
+        """What to compare the summary with: that without the cleaning, calibration without the temperature."""
+        uncleaned = {"without cleaning": self.summary(replace(decision, cleaning=()))} if decision.cleaning else {}
+        return uncleaned | ({"without temperature": self.calibrated(())} if decision.temperature else {})
+
     def table(self, decision: Decision) -> str:
         """`rows` as CSV."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows(decision))
-        return text.getvalue()
+        return as_csv(self.rows(decision))
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,24 @@ class MaskEvaluation(Evaluation):
             if len(there) > 1:
                 result |= {f"distances/{name}": number for name, number in zip(self.classes, there, strict=True)}
         return result | self.calibrated(decision.temperature)
+
+    def draw_calibration(self, path: Path, decision: Decision) -> None:
+        """Draws the reliability diagram of each class, and that without a temperature; writes both as CSV beside it."""
+        if self.calibration is None:
+            raise MedvisionError(f"no probabilities of {self.split} were kept; measure it by evaluate()")
+        named = {"as they are": ()} | ({"with temperature": decision.temperature} if decision.temperature else {})
+        found = {name: self.calibration.compute(temperature) for name, temperature in named.items()}
+        panels = {c: {name: of[k] for name, of in found.items()} for k, c in enumerate(self.classes)}
+        figures.reliability(path, panels, f"{self.split}: probabilities of all pixels of {len(self.images)} images")
+        rows = [
+            [c, name, *("" if np.isnan(value) else value for value in bin_)]
+            for c, drawn in panels.items()
+            for name, of in drawn.items()
+            for bin_ in zip(of.count.tolist(), of.confidence.tolist(), of.frequency.tolist(), strict=True)
+        ]
+        write_text(
+            path.with_suffix(".csv"), as_csv([["class", "probabilities", "count", "confidence", "frequency"], *rows])
+        )
 
     def calibrated(self, temperature: Sequence[float]) -> dict[str, float]:
         """Expected calibration error and Brier score of the probabilities of all pixels."""
@@ -300,7 +322,7 @@ class LabelEvaluation(Evaluation):
     raw: NDArray[np.float32] | None = None
 
     def temperatures(self) -> tuple[float, ...]:
-        """The temperature with the highest likelihood of the truth, of each class or, if they exclude each other, all."""
+        """The temperature of each class, or of all exclusive ones, with the highest likelihood of the truth."""
         probability = np.clip(self.at(()).probability.astype(np.float64), CERTAIN, 1 - CERTAIN)
         if self.exclusive:
             return (_or_one("all classes", fit_temperature, np.log(probability), self.truth.argmax(1)),)
@@ -452,6 +474,8 @@ def choose_decision(
         if not isinstance(found, MaskEvaluation):
             raise MedvisionError("only masks can be cleaned; expected cleaning=none")
         cleaning = found.best_cleaning(task.chosen_by)
+        for name, of_class in zip(data.spec.classes, cleaning, strict=True):
+            log.info("cleaning of %s: %s", name, of_class)
     return replace(decision, cleaning=tuple(cleaning)), measured
 
 
@@ -480,6 +504,13 @@ def step_times(
                     torch.accelerator.synchronize(device)
                 times.append(time.perf_counter() - begin)
     return [statistics.median(times[1:]) for times in seconds]
+
+
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _known(intervals: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

@@ -42,6 +42,14 @@ class Cleaning:
                 f"min_area is {self.min_area}; expected a share of the image, from 0 to below 1, or a number of pixels"
             )
 
+    def __str__(self) -> str:
+        """For a line: `holes filled, parts below 0.01 removed`."""
+        fill, least = "holes filled" if self.fill else "", f"parts below {self.min_area:g} removed"
+        return (
+            ", ".join(filter(None, [fill, least if self.min_area else "", "largest part kept" * self.largest]))
+            or "none"
+        )
+
     def __call__(self, mask: Bools) -> Bools:
         """A mask, bool (H, W), after it; doing it again changes nothing."""
         if self.fill:
