@@ -13,12 +13,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from medvision import figures
 from medvision.data import ISIC2016, ISIC2017, Hymenoptera, ISIC2017Diagnosis
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.evaluation import LabelEvaluation, MaskEvaluation, evaluate
 from medvision.losses import CrossEntropy, SegmentationLoss
-from medvision.metrics import COUNTS, GRID, decide, scores, summarise, summarise_labels
+from medvision.metrics import (
+    BOUNDARY,
+    CHOICES,
+    COUNTS,
+    GRID,
+    boundary_scores,
+    decide,
+    scores,
+    summarise,
+    summarise_labels,
+)
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask
 
 SIZE = (12, 20)  # height and width at which the network sees an image
@@ -340,3 +351,164 @@ def test_broken_weights_are_named(spec, trainer, tmp_path, fake_isic2016):
     task = ClassificationTask(model, CrossEntropy(), partial(torch.optim.SGD, lr=0.1), None, facts)
     with pytest.raises(MedvisionError, match=r"the model answers NaN for ISIC_.*these weights are broken"):
         evaluate(trainer, task, data, "val")
+
+
+def surfaces(evaluation, arrays, decision, tolerance=1.0, empty=1.0):
+    """The same evaluation with boundaries measured one by one."""
+    images = []
+    for image, (probability, truth) in zip(evaluation.images, arrays, strict=True):
+        found = boundary_scores(decision.masks(probability), truth, tolerance, both_empty=empty)
+        images.append(replace(image, surface=found))
+    return replace(evaluation, images=tuple(images), decision=decision, empty=empty)
+
+
+def test_boundaries_are_in_the_table_the_summary_and_the_intervals_of_their_decision_alone():
+    arrays, evaluation = made(seed=3, images=9)
+    decision, other = Decision((0.4, 0.75)), Decision((0.5, 0.5))
+    measured = surfaces(evaluation, arrays, decision)
+    summary, rows = measured.summary(decision), [*csv.DictReader(io.StringIO(measured.table(decision)))]
+    distances = {}
+    for k, name in enumerate(CLASSES):
+        pairs = [(probability[k] >= np.float32(decision.threshold[k]), truth[k]) for probability, truth in arrays]
+        assert any(p.any() != t.any() for p, t in pairs) and any(p.any() and t.any() for p, t in pairs)
+        distances[name] = sum(p.any() == t.any() for p, t in pairs)
+        of_class = [row for row in rows if row["class"] == name]
+        for row, (predicted, truth) in zip(of_class, pairs, strict=True):
+            assert (int(row["area_truth"]), int(row["area_predicted"])) == (truth.sum(), predicted.sum())
+            assert (row["hd95"] == "") == (predicted.any() != truth.any())
+        for metric in BOUNDARY:
+            known = [float(row[metric]) for row in of_class if row[metric]]
+            assert len(known) == (len(arrays) if metric == "nsd" else distances[name])
+            assert summary[f"{metric}_image/{name}"] == pytest.approx(np.mean(known))
+    assert {name: summary[f"distances/{name}"] for name in CLASSES} == distances
+    assert summary["distances"] == sum(distances.values())
+    intervals = measured.intervals(decision)
+    for metric in BOUNDARY:
+        low, high = intervals[f"{metric}_image"]
+        assert low < summary[f"{metric}_image"] < high
+    without = evaluation.summary(decision)
+    assert without == {name: value for name, value in summary.items() if name in without}
+    assert without.keys() == measured.summary(other).keys()
+    assert "hd95" not in measured.table(other)
+
+
+@pytest.mark.parametrize(("empty", "jaccard", "nsd"), [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (float("nan"), 0.5, 0.5)])
+def test_one_convention_for_images_of_nothing(empty, jaccard, nsd):
+    """Two images: one half right with its boundary half within the tolerance, one of nothing."""
+    right, nothing = np.array([[[1, 1, 1, 1]]], bool), np.zeros((1, 1, 4), bool)
+    probability = [np.array([[[0.1, 0.1, 0.9, 0.9]]], np.float32), np.full((1, 1, 4), 0.1, np.float32)]
+    images = []
+    for n, (values, truth) in enumerate(zip(probability, (right, nothing), strict=True)):
+        counts = np.array([[naive_counts(values[0], truth[0], t)] for t in GRID])
+        images.append(ImageCounts(str(n), (1, 4), counts, counts[49]))
+    decision = Decision((0.5,))
+    evaluation = MaskEvaluation("val", ("lesion",), tuple(images), GRID)
+    evaluation = surfaces(evaluation, list(zip(probability, (right, nothing), strict=True)), decision, 0.5, empty)
+    summary = evaluation.summary(decision)
+    first = 4 / 6  # 4 pixels of truth, of which 2 coincide, and 2 of prediction
+    assert summary["jaccard_image"] == pytest.approx(np.nanmean([0.5, jaccard] if empty == empty else [0.5]))
+    assert summary["nsd_image"] == pytest.approx(np.mean([first, nsd]) if empty == empty else first)
+    assert summary["distances"] == (2 if empty == 1 else 1)
+    assert summary["jaccard"] == 0.5
+    # at 0.1 all of the first image is right and nothing of the second
+    assert evaluation.choose("jaccard_image").threshold == ((0.1,) if empty == 0 else (0.5,))
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), empty=st.sampled_from([1.0, 0.0, float("nan")]))
+@pytest.mark.parametrize("by", CHOICES)
+def test_each_way_to_choose_takes_the_best_of_the_grid(by, seed, empty):
+    _, evaluation = made(seed)
+    evaluation = replace(evaluation, empty=empty)
+    chosen = evaluation.choose(by).threshold
+    for k, name in enumerate(CLASSES):
+        values = [
+            summarise(evaluation.counts(Decision((t, t))), CLASSES, empty).get(f"{by}/{name}", -1)
+            for t in GRID.tolist()
+        ]
+        assert values[round(100 * chosen[k]) - 1] == pytest.approx(max(values), abs=1e-12)
+
+
+@pytest.mark.parametrize("by", CHOICES)
+def test_the_curve_is_that_of_summaries_with_their_intervals(by, tmp_path, monkeypatch):
+    _, evaluation = made(seed=1, images=7)
+    evaluation = replace(evaluation, groups=("a", "a", "b", "c", "d", "e", "e"))
+    drawn = []
+    monkeypatch.setattr(figures, "sweep", lambda *arguments: drawn.append(arguments))
+    chosen = evaluation.choose(by)
+    evaluation.draw_choice(tmp_path / "threshold.png", by, chosen)
+    ((path, thresholds, curves, at, metric, _),) = drawn
+    assert (path, at, metric, [*curves]) == (tmp_path / "threshold.png", chosen.threshold, by, [*CLASSES])
+    for n in range(0, 99, 14):
+        decision = Decision((float(thresholds[n]),) * 2)
+        summary, bounds = evaluation.summary(decision), evaluation.intervals(decision)
+        for name, bands in curves.items():
+            assert bands[0, n] == pytest.approx(summary[f"{by}/{name}"])
+            assert tuple(bands[1:, n]) == pytest.approx(bounds[f"{by}/{name}"])
+
+
+def test_no_threshold_can_be_chosen_where_no_image_has_a_value(caplog):
+    counts = np.tile([0, 0, 0, 4], (99, 1, 1))
+    images = (ImageCounts("a", (2, 2), counts, counts[49]),)
+    evaluation = MaskEvaluation("val", ("lesion",), images, GRID, empty=float("nan"))
+    assert evaluation.choose("jaccard_image") == Decision((0.5,))
+    assert "lesion is shown by" in caplog.text and "it is 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 3.0, None])
+def test_boundaries_are_measured_at_the_original_sizes(data, task, trainer, tolerance):
+    task.tolerance, decision = tolerance, Decision((0.61,))
+    assert "nsd_image" not in evaluate(trainer, task, data, "test").summary(decision)
+    found = evaluate(trainer, task, data, "test", decision)
+    if tolerance is None:
+        assert found.surface(decision) == {} and "distances" not in found.summary(decision)
+        return
+    for example in found.examples(task, data, decision):
+        n = [image.id for image in found.images].index(example.caption.split()[0])
+        expected = boundary_scores(example.prediction, example.truth, tolerance)
+        assert {name: values[n].tolist() for name, values in found.surface(decision).items()} == {
+            name: values.tolist() for name, values in expected.items()
+        }
+
+
+def test_metrics_at_network_size_are_those_of_training(data, task, trainer):
+    (logged,) = trainer.validate(task, data.evaluation_dataloader("test"), verbose=False)
+    found = evaluate(trainer, task, data, "test").at_network_size(batch_size=2)
+    iou = found.pop("unetpp_iou")
+    assert found == pytest.approx({name[4:]: value for name, value in logged.items() if name != "val/loss"})
+    overlaps, sizes = [], []
+    for batch in data.evaluation_dataloader("test"):
+        with torch.inference_mode():
+            predicted, truth = task(batch["image"]) >= 0, batch["target"] > 0.5
+        overlaps.append(((predicted & truth).sum() / (predicted | truth).sum()).item())
+        sizes.append(len(batch["id"]))
+    assert sizes == [2, 2, 1] and iou == pytest.approx(np.average(overlaps, weights=sizes), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"empty": 0.5}, "task.empty=0.5: expected 1, 0, or null"),
+        ({"tolerance": -1}, "task.tolerance=-1: expected 0 pixels or more, or null"),
+        ({"threshold_by": "dise"}, "task.threshold_by=dise: expected null or one of dice, jaccard, dice_image"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options, message, spec):
+    with pytest.raises(MedvisionError, match=message):
+        SegmentationTask(Darkness(), SegmentationLoss({"bce": 1}), partial(torch.optim.SGD), None, spec(), **options)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "by", "chosen_by"),
+    [
+        ("val/jaccard_image", None, "jaccard_image"),
+        ("val/jaccard", None, "jaccard"),
+        ("val/dice/round", None, "dice"),
+        ("val/loss", None, "jaccard_image"),
+        ("val/jaccard", "dice_image", "dice_image"),
+    ],
+)
+def test_the_threshold_is_chosen_as_the_epoch_unless_it_is_said_otherwise(monitor, by, chosen_by, spec):
+    loss, optimizer = SegmentationLoss({"bce": 1}), partial(torch.optim.SGD)
+    task = SegmentationTask(Darkness(), loss, optimizer, None, spec("multilabel"), monitor, threshold_by=by, mode="max")
+    assert task.chosen_by == chosen_by
