@@ -65,8 +65,8 @@ class Run:
 
     @property
     def decision(self) -> Decision:
-        """What makes masks and labels of probabilities, as stored: chosen on validation."""
-        return Decision.read(self.metrics)
+        """What makes masks and labels of probabilities, as stored; nothing before the run is finished."""
+        return Decision.read(self.metrics if self._folder.metrics.exists() else {})
 
     def fixed(self, threshold: float) -> Decision:
         """The same threshold for each class, and nothing else.
@@ -135,7 +135,8 @@ class Run:
         trainer = self.evaluating()
         name = str(self.folder.path) if self.folder else self.data.spec.name
         device, precision = trainer.strategy.root_device, trainer.precision_plugin
-        return Trained(name, self.task, *self.data.normalisation, device, precision)
+        decision = self.decision if self.folder else Decision(())
+        return Trained(name, self.task, *self.data.normalisation, device, precision, decision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""
@@ -239,6 +240,11 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
     if cfg.get("protocol") == "paper" and data.spec.target == "label":
         raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    for choice in ("temperature", "cleaning"):
+        if cfg.get(choice, "none") not in ("none", "validation"):
+            raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
+    if cfg.get("cleaning") == "validation" and data.spec.target == "label":
+        raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)

@@ -6,8 +6,8 @@ import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from medvision import figures
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
+from medvision.files import write_text
 from medvision.metrics import (
     BOUNDARY,
     COUNTS,
@@ -41,6 +42,8 @@ from medvision.metrics import (
     summarise_labels,
     unetpp_iou,
 )
+from medvision.metrics.calibration import CERTAIN, Calibration, fit_temperature
+from medvision.postprocess import Cleaning, best_option
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,14 @@ class Evaluation(ABC):
         """Metrics of the whole split with a decision."""
 
     @abstractmethod
+    def temperatures(self) -> tuple[float, ...]:
+        """The best temperature of each class, or of all that exclude each other; 1, with a warning, where none is."""
+
+    @abstractmethod
+    def calibrated(self, temperature: Sequence[float]) -> dict[str, float]:
+        """Expected calibration error and Brier score at a temperature, the entries of `summary`."""
+
+    @abstractmethod
     def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals over images of the entries of `summary`, over groups of them where there are any.
 
@@ -84,11 +95,14 @@ class Evaluation(ABC):
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the worst to the best, evenly spaced, so that a sheet shows no choice of ours."""
 
+    def beside(self, decision: Decision) -> dict[str, dict[str, float]]:
+        """What to compare the summary with: that without the cleaning, calibration without the temperature."""
+        uncleaned = {"without cleaning": self.summary(replace(decision, cleaning=()))} if decision.cleaning else {}
+        return uncleaned | ({"without temperature": self.calibrated(())} if decision.temperature else {})
+
     def table(self, decision: Decision) -> str:
         """`rows` as CSV."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows(decision))
-        return text.getvalue()
+        return as_csv(self.rows(decision))
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,9 @@ class MaskEvaluation(Evaluation):
         images: One entry for each image, in the order of their ids.
         thresholds: The T thresholds at which they were counted, ascending.
         groups: What each image belongs to, as a sequence or a patient; None where that is not known.
-        decision: With which boundaries were measured; None where they were not.
+        decision: With which it was measured; None: at thresholds alone.
         empty: As for `scores`.
+        calibration: Of all pixels, before any temperature.
     """
 
     split: str
@@ -112,13 +127,20 @@ class MaskEvaluation(Evaluation):
     groups: tuple[str, ...] | None = None
     decision: Decision | None = None
     empty: float = EMPTY
+    calibration: Calibration | None = None
 
     def counts(self, decision: Decision) -> NDArray[np.int64]:
         """Counts (N, K, 4) of the masks that a decision makes.
 
         Raises:
-            MedvisionError: If nothing was counted at one of its thresholds.
+            MedvisionError: If nothing was counted at one of its thresholds, at its temperature or after its cleaning.
         """
+        cleaned = [image.cleaned for image in self.images if image.cleaned is not None]
+        if decision == self.decision and cleaned:
+            return np.stack(cleaned)
+        measured = self.decision or Decision(())
+        if decision.cleaning or decision.temperature != measured.temperature:
+            raise MedvisionError(f"{decision} was not counted; hand the decision to evaluate()")
         threshold = decision.threshold
         if missing := [value for value in threshold if np.float32(value) not in self.thresholds]:
             raise MedvisionError(f"threshold {missing[0]} was not counted; hand the decision to evaluate()")
@@ -174,7 +196,49 @@ class MaskEvaluation(Evaluation):
             result["distances"] = sum(there)
             if len(there) > 1:
                 result |= {f"distances/{name}": number for name, number in zip(self.classes, there, strict=True)}
+        return result | self.calibrated(decision.temperature)
+
+    def draw_calibration(self, path: Path, decision: Decision) -> None:
+        """Draws the reliability diagram of each class, and that without a temperature; writes both as CSV beside it."""
+        if self.calibration is None:
+            raise MedvisionError(f"no probabilities of {self.split} were kept; measure it by evaluate()")
+        named = {"as they are": ()} | ({"with temperature": decision.temperature} if decision.temperature else {})
+        found = {name: self.calibration.compute(temperature) for name, temperature in named.items()}
+        panels = {c: {name: of[k] for name, of in found.items()} for k, c in enumerate(self.classes)}
+        figures.reliability(path, panels, f"{self.split}: probabilities of all pixels of {len(self.images)} images")
+        rows = [
+            [c, name, *("" if np.isnan(value) else value for value in bin_)]
+            for c, drawn in panels.items()
+            for name, of in drawn.items()
+            for bin_ in zip(of.count.tolist(), of.confidence.tolist(), of.frequency.tolist(), strict=True)
+        ]
+        write_text(
+            path.with_suffix(".csv"), as_csv([["class", "probabilities", "count", "confidence", "frequency"], *rows])
+        )
+
+    def calibrated(self, temperature: Sequence[float]) -> dict[str, float]:
+        """Expected calibration error and Brier score of the probabilities of all pixels."""
+        found = self.calibration.compute(temperature) if self.calibration else []
+        result: dict[str, float] = {}
+        for metric, values in (
+            ("ece", [one.expected_error for one in found]),
+            ("brier", [one.brier for one in found]),
+        ):
+            result |= {metric: statistics.fmean(values)} if values else {}
+            if len(values) > 1:
+                result |= {f"{metric}/{name}": value for name, value in zip(self.classes, values, strict=True)}
         return result
+
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperature of each class with the highest likelihood of the truth of all pixels."""
+        if self.calibration is None:
+            raise MedvisionError(f"no probabilities of {self.split} were kept; measure it by evaluate()")
+        return tuple(_or_one(name, self.calibration.temperature, k) for k, name in enumerate(self.classes))
+
+    def best_cleaning(self, by: str) -> tuple[Cleaning, ...]:
+        """For each class the best post-processing, measured by `evaluate(..., choosing=True)`, as for `choose`."""
+        counts = [image.options for image in self.images if image.options is not None]
+        return best_option(np.stack(counts), by, self.empty)
 
     def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
@@ -245,6 +309,7 @@ class LabelEvaluation(Evaluation):
         probability: float32 (N, K).
         truth: bool (N, K).
         groups: What each image belongs to, as a patient; None where that is not known.
+        raw: The probabilities before a temperature was applied; None: those that there are.
     """
 
     split: str
@@ -254,6 +319,31 @@ class LabelEvaluation(Evaluation):
     probability: NDArray[np.float32]
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
+    raw: NDArray[np.float32] | None = None
+
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperature of each class, or of all exclusive ones, with the highest likelihood of the truth."""
+        probability = np.clip(self.at(()).probability.astype(np.float64), CERTAIN, 1 - CERTAIN)
+        if self.exclusive:
+            return (_or_one("all classes", fit_temperature, np.log(probability), self.truth.argmax(1)),)
+        logits = np.log(probability) - np.log1p(-probability)
+        each = zip(self.classes, logits.T, self.truth.T, strict=True)
+        return tuple(_or_one(name, fit_temperature, *both) for name, *both in each)
+
+    def calibrated(self, temperature: Sequence[float]) -> dict[str, float]:
+        """Expected calibration error and Brier score of the images' probabilities."""
+        found = self.at(temperature).summary(self._half)
+        return {name: value for name, value in found.items() if name.split("/")[0] in ("ece", "brier")}
+
+    def at(self, temperature: Sequence[float]) -> "LabelEvaluation":
+        """The same with its probabilities at a temperature."""
+        raw = self.probability if self.raw is None else self.raw
+        decision = replace(self._half, temperature=tuple(temperature))
+        return replace(self, probability=decision.calibrated(torch.from_numpy(raw), dim=1).numpy(), raw=raw)
+
+    @property
+    def _half(self) -> Decision:
+        return Decision(() if self.exclusive else (0.5,) * len(self.classes))
 
     def choose(self, by: str) -> Decision:
         """For each class the threshold with the highest sensitivity plus specificity."""
@@ -307,18 +397,22 @@ def evaluate(
     data: ImageDataModule,
     split: str,
     decision: Decision | None = None,
+    choosing: bool = False,
 ) -> Evaluation:
     """Measures a split: masks at their original sizes, labels by the probabilities of each image.
 
-    Masks are counted at each threshold of the grid. Their boundaries are measured at one only, which has to be known
-    before: where it is chosen on the very split, that takes a second pass, and no probabilities are kept.
+    Masks are counted at each threshold of the grid. They are cleaned and their boundaries measured with one decision
+    only, which has to be known before: where it is chosen on the very split, that takes a second pass, and no
+    probabilities are kept.
 
     Args:
         trainer: Decides device and precision.
         task: The trained task.
         data: The data set.
         split: `train`, `val` or `test`.
-        decision: At whose thresholds masks are counted besides the grid, and with which boundaries are measured.
+        decision: At whose thresholds masks are counted besides the grid, and with which the rest is measured; None:
+            the grid alone, of probabilities as they are.
+        choosing: Measure, instead of boundaries, what each post-processing would do, for `best_cleaning`.
 
     Raises:
         MedvisionError: If a threshold is not between 0 and 1, or the split is not there.
@@ -328,20 +422,61 @@ def evaluate(
         raise MedvisionError(f"threshold is {wrong[0]}; expected a probability above 0 and below 1")
     if isinstance(task, SegmentationTask):
         task.thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
-        task.decision = decision
+        task.decision, task.choosing = decision, choosing
     trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
     classes = data.spec.classes
     group = {sample.id: sample.group for sample in data.splits[split] if sample.group is not None}
     if isinstance(task, SegmentationTask):
         images = tuple(sorted(task.counted, key=lambda image: image.id))
         groups = tuple(group.get(image.id, image.id) for image in images) if group else None
-        return MaskEvaluation(split, classes, images, task.thresholds, groups, decision, task.empty)
+        return MaskEvaluation(split, classes, images, task.thresholds, groups, decision, task.empty, task.calibration)
     scored = sorted(task.scored, key=lambda image: image.id)
     truth = one_hot(torch.stack([image.target for image in scored]), len(classes))
     probability = torch.stack([image.probability for image in scored]).numpy()
     ids = tuple(image.id for image in scored)
     groups = tuple(group.get(name, name) for name in ids) if group else None
-    return LabelEvaluation(split, classes, task.exclusive, ids, probability, truth, groups)
+    found = LabelEvaluation(split, classes, task.exclusive, ids, probability, truth, groups)
+    return found if decision is None else found.at(decision.temperature)
+
+
+def choose_decision(
+    trainer: pl.Trainer,
+    task: SegmentationTask | ClassificationTask,
+    data: ImageDataModule,
+    threshold: Decision | Sequence[float] | None = None,
+    temperature: Sequence[float] | None = (),
+    cleaning: Sequence[Cleaning] | None = (),
+) -> tuple[Decision, Evaluation | None]:
+    """Chooses on validation what is not given: first the temperature, with it the threshold, then the cleaning.
+
+    Args:
+        trainer: Decides device and precision.
+        task: The trained task.
+        data: The data set.
+        threshold: Of each class; or a decision, to decide the same at any temperature; None: chosen.
+        temperature: Of each class; None: chosen.
+        cleaning: Of each class; None: chosen.
+
+    Returns:
+        The decision; validation as it was measured for temperature or threshold, if it was.
+    """
+    measured = None
+    if threshold is None or temperature is None:
+        measured = evaluate(trainer, task, data, "val")
+        temperature = measured.temperatures() if temperature is None else temperature
+        threshold = measured.choose(task.chosen_by) if threshold is None else threshold
+    if isinstance(threshold, Decision):
+        decision = threshold.at(temperature)
+    else:
+        decision = Decision(tuple(threshold), tuple(temperature))
+    if cleaning is None:
+        found = evaluate(trainer, task, data, "val", decision, choosing=True)
+        if not isinstance(found, MaskEvaluation):
+            raise MedvisionError("only masks can be cleaned; expected cleaning=none")
+        cleaning = found.best_cleaning(task.chosen_by)
+        for name, of_class in zip(data.spec.classes, cleaning, strict=True):
+            log.info("cleaning of %s: %s", name, of_class)
+    return replace(decision, cleaning=tuple(cleaning)), measured
 
 
 def step_times(
@@ -371,6 +506,13 @@ def step_times(
     return [statistics.median(times[1:]) for times in seconds]
 
 
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def _known(intervals: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     return {name: bounds for name, bounds in intervals.items() if not np.isnan(bounds).any()}
 
@@ -380,6 +522,14 @@ def _or_half(best: float | None, name: str, split: str) -> float:
         shown = "is shown by all images of %s or by none: no threshold can be chosen there, it is 0.5"
         log.warning("%s " + shown, name, split)
     return 0.5 if best is None else best
+
+
+def _or_one(name: str, fit: Callable[..., float], *arguments: Any) -> float:
+    try:
+        return fit(*arguments)
+    except MedvisionError as error:
+        log.warning("the temperature of %s stays 1: %s", name, error)
+        return 1.0
 
 
 def _spaced(order: NDArray[np.intp], number: int) -> list[int]:

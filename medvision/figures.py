@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medvision.files import replacing
 from medvision.logger import Row
+from medvision.metrics.calibration import Reliability
 
 Pixels = NDArray[np.uint8]
 
@@ -178,6 +179,36 @@ def sweep(
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], title: str) -> None:
+    """Draws reliability diagrams, and below each how many probabilities lie where.
+
+    Args:
+        path: The picture.
+        panels: For each class what is drawn into one diagram, by name.
+        title: What is written above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * len(panels), 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    rows = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for axes, shares, (name, drawn) in zip(*rows, panels.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+        for label, found in drawn.items():
+            there = found.count > 0
+            shown = f"{label}: ECE {found.expected_error:.4f}, Brier {found.brier:.4f}"
+            axes.plot(found.confidence[there], found.frequency[there], marker=".", label=shown)
+            shares.stairs(found.count / found.count.sum(), np.linspace(0, 1, len(found.count) + 1))
+        axes.set(ylabel="share that is there", title=name, ylim=(0, 1))
+        shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

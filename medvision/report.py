@@ -15,7 +15,7 @@ from rich.text import Text
 from medvision import figures
 from medvision.build import Run, load_run
 from medvision.errors import MedvisionError
-from medvision.evaluation import Evaluation, MaskEvaluation, evaluate
+from medvision.evaluation import Evaluation, LabelEvaluation, MaskEvaluation, choose_decision, evaluate
 from medvision.files import write_json, write_text
 from medvision.logger import read_history
 from medvision.metrics import NAMES
@@ -36,9 +36,11 @@ SHOWN = (
     "hd95_image",
     "assd_image",
     "nsd_image",
+    "ece",
+    "brier",
     "unetpp_iou",
 )
-PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/")
+PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/", "ece")
 
 
 def finish(place: RunFolder) -> None:
@@ -48,27 +50,32 @@ def finish(place: RunFolder) -> None:
     """
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
-    decision = None if wanted == "validation" else run.fixed(wanted)
-    val = evaluate(trainer, run.task, run.data, "val", decision)
-    if decision is None:
-        decision = val.choose(run.task.chosen_by)
-        if isinstance(val, MaskEvaluation):
-            val.draw_choice(place.choice, run.task.chosen_by, decision)
-        if isinstance(run.task, SegmentationTask) and run.task.tolerance is not None:
-            val = evaluate(trainer, run.task, run.data, "val", decision)  # its boundaries too
+    decision, val = choose_decision(
+        trainer,
+        run.task,
+        run.data,
+        None if wanted == "validation" else run.fixed(wanted).threshold,
+        *(None if run.config.get(choice) == "validation" else () for choice in ("temperature", "cleaning")),
+    )
+    if isinstance(val, MaskEvaluation) and wanted == "validation":
+        val.draw_choice(place.choice, run.task.chosen_by, decision.at(()))
+    val = val.at(decision.temperature) if isinstance(val, LabelEvaluation) else None  # masks need a second pass
     results: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
-            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, decision)
+            found = val if split == "val" and val else evaluate(trainer, run.task, run.data, split, decision)
             reported = found
-            results[split] = found.summary(decision)
+            results[split], beside[split] = found.summary(decision), found.beside(decision)
             intervals[split] = found.intervals(decision)
             if run.data.spec.challenge is not None:
                 challenge[split] = found.challenge(run.data.spec.challenge, decision)
             write_text(place.results(split), found.table(decision))
             found.draw(place.picture(split), run.task, run.data, decision)
+            if isinstance(found, MaskEvaluation):
+                found.draw_calibration(place.calibration(split), decision)
     figures.curves(place.path / "curves.png", read_history(place.history))
     best = run.best
     if run.config.get("protocol") == "paper":
@@ -78,6 +85,7 @@ def finish(place: RunFolder) -> None:
         results
         | decision.entries()
         | {
+            "beside": beside,
             "intervals": intervals,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
             "epoch": best["best_epoch"],
@@ -144,7 +152,8 @@ def show(place: RunFolder, run: Run) -> None:
     title = f"epoch {metrics['epoch']}"
     if run.decision.threshold:
         title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
-    print_table(title, splits, metrics.get("intervals", {}))
+    beside = {f"{s} {name}": of for s, found in metrics.get("beside", {}).items() for name, of in found.items()}
+    print_table(title, splits | beside, metrics.get("intervals", {}))
     print_distances(run, splits)
     if "paper" in metrics:
         print_protocols(run, metrics["paper"])

@@ -110,6 +110,10 @@ class RunFolder:
         """Images of a split with truth and prediction, from the worst to the best."""
         return self.path / f"predictions_{split}.png"
 
+    def calibration(self, split: str) -> Path:
+        """Reliability diagrams of the probabilities of a split's pixels; the same as CSV beside it."""
+        return self.path / f"calibration_{split}.png"
+
     def require_checkpoint(self) -> Path:
         """The best checkpoint.
 

@@ -17,8 +17,10 @@ from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
 from medvision.metrics import CHOICES, GRID, Overlap, Ranking, boundary_scores, count, histogram
+from medvision.metrics.calibration import Calibration
 from medvision.models import EncoderModel
 from medvision.optim import OneCycle, Parameters, needs_metric
+from medvision.postprocess import option_counts
 from medvision.spec import DataSpec
 from medvision.tta import TestTimeAugmentation
 
@@ -36,6 +38,8 @@ class ImageCounts:
         counts: int64 (T, K, 4): true and false positives, false and true negatives at each threshold.
         network: int64 (K, 4): the same at network size and a probability of one half.
         surface: The metrics of `boundary_scores` with the task's `decision`, (K,); empty without one.
+        cleaned: int64 (K, 4): counts of the cleaned masks; none where the decision cleans none.
+        options: int64 (O, K, 4): counts after each post-processing to choose among; none where none is chosen.
     """
 
     id: str
@@ -43,6 +47,8 @@ class ImageCounts:
     counts: NDArray[np.int64]
     network: NDArray[np.int64]
     surface: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    cleaned: NDArray[np.int64] | None = None
+    options: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -272,25 +278,40 @@ class SegmentationTask(Task):
         self.chosen_by = threshold_by or (of_monitor if of_monitor in CHOICES else "jaccard_image")
         self.thresholds: NDArray[np.float32] = GRID
         self.decision: Decision | None = None
+        self.choosing = False
+        self.calibration = Calibration(len(spec.classes))
         self.counted: list[ImageCounts] = []
 
     def on_test_start(self) -> None:
         """Forgets an earlier evaluation."""
-        self.counted = []
+        self.counted, self.calibration = [], Calibration(len(self.spec.classes))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Counts each image of a batch at the size of its `mask`, into `counted`."""
         answers = zip(self.probability(batch["image"]), batch["target"], batch["mask"], batch["id"], strict=True)
         for probability, target, mask, name in answers:
             require_numbers(probability, name)
-            full = resize_probability(probability, mask.shape[-2:])
-            counts = histogram(full, mask.to(full.device), self.thresholds)
+            full, truth = resize_probability(probability, mask.shape[-2:]), mask.to(probability.device)
+            self.calibration.update(full[None], truth[None])
             network = count(probability >= 0.5, target).cpu().numpy()
-            surface = {}
-            if self.decision is not None and self.tolerance is not None:
-                predicted, truth = self.decision.masks(full.cpu().numpy()), mask.bool().cpu().numpy()
-                surface = boundary_scores(predicted, truth, self.tolerance, both_empty=self.empty)
-            self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts, network, surface))
+            full = self.decision.calibrated(full) if self.decision else full
+            counts = histogram(full, truth, self.thresholds)
+            size, decided = (mask.shape[-2], mask.shape[-1]), self._decided(full, truth)
+            self.counted.append(ImageCounts(name, size, counts, network, **decided))
+
+    def _decided(self, probability: Tensor, truth: Tensor) -> dict[str, Any]:
+        """What is known of the masks of the decision alone, of calibrated probabilities (K, H, W)."""
+        decision, found = self.decision, dict[str, Any]()
+        if decision is None or not (decision.cleaning or self.choosing or self.tolerance is not None):
+            return {}
+        masks, truths = decision.masks(probability.cpu().numpy()), truth.bool().cpu().numpy()
+        if self.choosing:
+            return {"options": option_counts(masks, truths)}
+        if decision.cleaning:
+            found["cleaned"] = count(torch.from_numpy(masks)[None], torch.from_numpy(truths)[None])[0].numpy()
+        if self.tolerance is not None:
+            found["surface"] = boundary_scores(masks, truths, self.tolerance, both_empty=self.empty)
+        return found
 
 
 class ClassificationTask(Task):

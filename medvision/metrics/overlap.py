@@ -183,6 +183,27 @@ def histogram(probability: Tensor, target: Tensor, thresholds: NDArray[np.float3
     return result
 
 
+def best_columns(
+    counts: Counts, metric: str = "jaccard", pooled: bool = False, empty: float = EMPTY
+) -> NDArray[np.intp]:
+    """Which of several ways to decide have the highest mean of a per-image metric: all that are equally good.
+
+    Args:
+        counts: int (N, T, 4) of one class, T ways.
+        metric: A key of `scores`.
+        pooled: Whether to pool the pixels of all images instead: where a class is absent from most images, which
+            then count 1, the mean over images is highest where nothing is found.
+        empty: As for `scores`.
+
+    Returns:
+        Ascending; none where the metric has no value in any way.
+    """
+    if pooled:
+        counts = counts.sum(0, keepdims=True)
+    means = np.array([_mean(column) for column in scores(counts, empty)[metric].T])
+    return np.flatnonzero(np.isclose(means, np.fmax.reduce(means), rtol=0, atol=1e-12))
+
+
 def best_threshold(
     counts: Counts,
     thresholds: NDArray[np.float32],
@@ -190,23 +211,14 @@ def best_threshold(
     pooled: bool = False,
     empty: float = EMPTY,
 ) -> float | None:
-    """The threshold with the highest mean of a per-image metric; of equal ones the nearest to 0.5.
+    """Of the best thresholds, in the sense of `best_columns`, the nearest to 0.5; None where there is none.
 
     Args:
         counts: int (N, T, 4) of one class, from `histogram`.
         thresholds: The T thresholds.
-        metric: A key of `scores`.
-        pooled: Whether to pool the pixels of all images instead: where a class is absent from most images, which
-            then count 1, the mean over images is highest where nothing is found.
+        metric: As for `best_columns`.
+        pooled: As for `best_columns`.
         empty: As for `scores`.
-
-    Returns:
-        None where the metric has no value at any threshold.
     """
-    if pooled:
-        counts = counts.sum(0, keepdims=True)
-    means = np.array([_mean(column) for column in scores(counts, empty)[metric].T])
-    if np.isnan(means).all():
-        return None
-    best = np.flatnonzero(np.isclose(means, np.nanmax(means), rtol=0, atol=1e-12))
-    return round(float(thresholds[best[np.abs(thresholds[best] - 0.5).argmin()]]), 6)
+    best = thresholds[best_columns(counts, metric, pooled, empty)]
+    return round(float(best[np.abs(best - 0.5).argmin()]), 6) if best.size else None
