@@ -15,6 +15,7 @@ from medvision.figures import (
     curves,
     reliability,
     sheet,
+    sweep,
     to_pixels,
 )
 from medvision.metrics.calibration import Reliability
@@ -195,6 +196,22 @@ def test_curves_of_an_empty_history(tmp_path, drawn):
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (1430, 396)
     assert [len(axes.lines) for axes in drawn[0].axes] == [0, 0, 0]
+
+
+def test_a_threshold_stands_on_its_curve_within_its_band(tmp_path, drawn):
+    thresholds = np.array([0.2, 0.4, 0.6], np.float32)
+    curves_of = {"round": np.array([[0.1, 0.3, 0.2], [0.0, 0.2, 0.1], [0.2, 0.5, 0.3]]), "square": np.full((3, 3), 0.4)}
+    sweep(tmp_path / "threshold.png", thresholds, curves_of, [0.4, 0.5], "dice_image", "a title")
+    assert [path.name for path in tmp_path.iterdir()] == ["threshold.png"]
+    (axes,) = drawn[0].axes
+    first, at_first, _, at_second = axes.lines
+    np.testing.assert_allclose(first.get_xydata(), np.stack([thresholds, [0.1, 0.3, 0.2]], 1))
+    np.testing.assert_allclose(at_first.get_xydata(), [[0.4, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(at_second.get_xydata(), [[0.5, 0.4]], rtol=1e-6)
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(np.round(corner, 6)) for corner in corners} >= {(0.4, 0.2), (0.4, 0.5), (0.2, 0.0), (0.6, 0.3)}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["round: 0.4", "square: 0.5"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("threshold", "dice_image", "a title")
 
 
 def broken(self, path, *args, **kwargs):
