@@ -529,7 +529,7 @@ def maps(data, task, split):
     return dict(sorted(result.items()))
 
 
-CLEANED = Decision((0.55,), (1.7,), (Cleaning(fill=True, min_area=0.02, largest=True),))
+CLEANED = Decision((0.55,), (1.7,), (Cleaning(fill=True, min_area=170),))
 
 
 def test_masks_are_calibrated_cleaned_and_counted(data, task, trainer):

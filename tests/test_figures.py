@@ -239,8 +239,8 @@ def test_a_failure_leaves_no_half_written_file(tmp_path, monkeypatch, owner, met
 
 
 def test_reliability_has_a_diagram_for_each_class_and_a_line_for_each_name(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
     nan = float("nan")
     found = Reliability(np.array([3, 0, 1]), np.array([0.1, nan, 0.9]), np.array([1 / 3, nan, 1]), 0.25)
     reliability(tmp_path / "x.png", {"a": {"before": found, "after": found}, "b": {"before": found}}, "a title")
