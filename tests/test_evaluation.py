@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.special import expit, logit
 from torch import nn
 
 from medvision import figures
 from medvision.data import ISIC2016, ISIC2017, Hymenoptera, ISIC2017Diagnosis
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.evaluation import LabelEvaluation, MaskEvaluation, evaluate
+from medvision.evaluation import LabelEvaluation, MaskEvaluation, choose_decision, evaluate
 from medvision.losses import CrossEntropy, SegmentationLoss
 from medvision.metrics import (
     BOUNDARY,
@@ -30,6 +31,8 @@ from medvision.metrics import (
     summarise,
     summarise_labels,
 )
+from medvision.metrics.calibration import fit_temperature
+from medvision.postprocess import OPTIONS, Cleaning
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask
 
 SIZE = (12, 20)  # height and width at which the network sees an image
@@ -512,3 +515,131 @@ def test_the_threshold_is_chosen_as_the_epoch_unless_it_is_said_otherwise(monito
     loss, optimizer = SegmentationLoss({"bce": 1}), partial(torch.optim.SGD)
     task = SegmentationTask(Darkness(), loss, optimizer, None, spec("multilabel"), monitor, threshold_by=by, mode="max")
     assert task.chosen_by == chosen_by
+
+
+def maps(data, task, split):
+    """Probabilities and truth of each image at its own size, by id."""
+    dataset, result = data.dataset(split, full=True), {}
+    for n, name in enumerate(dataset.ids):
+        item = dataset[n]
+        with torch.inference_mode():
+            small = task.eval().probability(item["image"][None])
+        full = torch.nn.functional.interpolate(small, item["mask"].shape[1:], mode="bilinear")[0]
+        result[str(name)] = full.double().numpy(), item["mask"].numpy() > 0
+    return dict(sorted(result.items()))
+
+
+CLEANED = Decision((0.55,), (1.7,), (Cleaning(fill=True, min_area=0.02, largest=True),))
+
+
+def test_masks_are_calibrated_cleaned_and_counted(data, task, trainer):
+    found = evaluate(trainer, task, data, "test", CLEANED)
+    each = maps(data, task, "test")
+    masks = [expit(logit(p) / 1.7)[0] >= 0.55 for p, _ in each.values()]
+    truths = [truth[0] for _, truth in each.values()]
+    plain = [naive_counts(mask, truth, 0.5) for mask, truth in zip(masks, truths, strict=True)]
+    cleaned = [naive_counts(CLEANED.cleaning[0](m), t, 0.5) for m, t in zip(masks, truths, strict=True)]
+    assert not np.array_equal(plain, cleaned)
+    np.testing.assert_array_equal(found.counts(CLEANED)[:, 0], cleaned)
+    np.testing.assert_array_equal(found.counts(replace(CLEANED, cleaning=()))[:, 0], plain)
+    beside = found.beside(CLEANED)
+    assert beside.keys() == {"without cleaning", "without temperature"}
+    assert beside["without cleaning"]["dice"] != found.summary(CLEANED)["dice"]
+    for example in found.examples(task, data, CLEANED):
+        n = [*each].index(example.caption.split()[0])
+        np.testing.assert_array_equal(example.prediction[0], CLEANED.cleaning[0](masks[n]))
+
+
+def test_what_was_not_counted_is_refused(data, task, trainer):
+    found = evaluate(trainer, task, data, "test", CLEANED)
+    assert found.beside(replace(CLEANED, cleaning=(), temperature=())) == {}
+    for other in (replace(CLEANED, threshold=(0.5,)), replace(CLEANED, cleaning=(), temperature=())):
+        with pytest.raises(MedvisionError, match=r"threshold 0.5.* was not counted; hand the decision to evaluate"):
+            found.summary(other)
+
+
+def test_calibration_of_masks_is_that_of_all_pixels(data, task, trainer, tmp_path):
+    found = evaluate(trainer, task, data, "val", CLEANED)
+    p, there = (np.concatenate([x.ravel() for x in of]) for of in zip(*maps(data, task, "val").values(), strict=True))
+    for temperature, probability in ((), p), ((1.7,), expit(logit(p) / 1.7)):
+        place = (probability * 15).astype(int).clip(0, 14)
+        error = sum(abs((there[place == b] - probability[place == b]).sum()) for b in range(15)) / len(p)
+        expected = {"ece": error, "brier": ((probability - there) ** 2).mean()}
+        assert found.calibrated(temperature) == pytest.approx(expected, abs=2e-3)
+    summary = found.summary(CLEANED)
+    assert found.calibrated((1.7,)) == {name: summary[name] for name in ("ece", "brier")}
+    found.draw_calibration(tmp_path / "calibration.png", CLEANED)
+    assert min(Image.open(tmp_path / "calibration.png").size) > 400
+    rows = [*csv.DictReader((tmp_path / "calibration.csv").open())]
+    assert [row["probabilities"] for row in rows] == ["as they are"] * 15 + ["with temperature"] * 15
+    assert sum(int(row["count"]) for row in rows) == 2 * len(p)
+
+
+def test_validation_chooses_temperature_then_threshold_then_cleaning(data, task, trainer):
+    decision, measured = choose_decision(trainer, task, data, None, None, None)
+    each = maps(data, task, "val")
+    p, there = (np.concatenate([x.ravel() for x in of]) for of in zip(*each.values(), strict=True))
+    assert decision.temperature == pytest.approx([fit_temperature(logit(p), there)], rel=1e-3)
+    plain, _ = choose_decision(trainer, task, data)
+    assert plain == measured.choose(task.chosen_by) and not plain.temperature + plain.cleaning
+    assert decision.at(()).threshold == pytest.approx(plain.threshold)
+    images = [(p >= np.float32(plain.threshold[0]), truth) for p, truth in each.values()]
+    jaccards = []
+    for option in OPTIONS:
+        both = [(option(mask[0]), truth[0]) for mask, truth in images]
+        jaccards.append(np.mean([(m & t).sum() / (m | t).sum() for m, t in both]))
+    best = [option for option, value in zip(OPTIONS, jaccards, strict=True) if value > max(jaccards) - 1e-9]
+    assert Decision(plain.threshold, (), best[:1]) == replace(decision.at(()), threshold=plain.threshold)
+
+
+def test_what_is_given_is_not_chosen(data, task, trainer):
+    assert choose_decision(trainer, task, data, *vars(CLEANED).values()) == (CLEANED, None)
+    moved, _ = choose_decision(trainer, task, data, CLEANED, (0.9,), ())
+    assert moved == replace(CLEANED.at((0.9,)), cleaning=())
+    decision, measured = choose_decision(trainer, task, data, (0.4,), None)
+    assert decision.threshold == (0.4,) and decision.temperature == measured.temperatures()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_labels_have_a_temperature(exclusive):
+    generator = np.random.default_rng(3)
+    true = generator.normal(0, 1.5, (400, 2))
+    truth = generator.random((400, 2)) < expit(true)
+    raw = expit(3 * true)
+    if exclusive:
+        truth = np.eye(2, dtype=bool)[(true + generator.gumbel(size=true.shape)).argmax(1)]
+        raw = np.exp(3 * true) / np.exp(3 * true).sum(1, keepdims=True)
+    evaluation = LabelEvaluation("val", ("a", "b"), exclusive, tuple(map(str, range(400))), raw.astype("f4"), truth)
+    found = evaluation.temperatures()
+    assert found == pytest.approx([3] if exclusive else [3, 3], rel=0.25)
+    after = evaluation.at(found)
+    assert after.calibrated(found)["brier"] < after.calibrated(())["brier"] == evaluation.calibrated(())["brier"]
+    assert after.temperatures() == found
+    decision = evaluation.choose("accuracy")
+    ranked = [e.summary(d)["auroc"] for e, d in ((evaluation, decision), (after, decision.at(found)))]
+    assert ranked[0] == pytest.approx(ranked[1])
+    decisions = [
+        [row.split(",")[5] for row in e.table(d).split()]
+        for e, d in ((evaluation, decision), (after, decision.at(found)))
+    ]
+    assert decisions[0] == decisions[1]
+
+
+def test_no_best_temperature_is_1_and_says_so(caplog):
+    evaluation = LabelEvaluation(
+        "val", ("a",), False, ("x", "y"), np.array([[0.3], [0.6]], np.float32), np.array([[False], [True]])
+    )
+    assert evaluation.temperatures() == (1.0,)
+    assert "the temperature of a stays 1: every decision is right" in caplog.text
+
+
+def test_labels_are_not_cleaned(spec, trainer, tmp_path, fake_isic2016):
+    facts = spec("binary", target="label", classes=["malignant"])
+    data = ISIC2016(facts, fake_isic2016(tmp_path / "x"), tmp_path / "cache", batch_size=4)
+    task = ClassificationTask(Redness(1), CrossEntropy(), partial(torch.optim.SGD, lr=0.1), None, facts)
+    decision, measured = choose_decision(trainer, task, data, temperature=None)
+    np.testing.assert_array_equal(
+        evaluate(trainer, task, data, "val", decision).probability, measured.at(decision.temperature).probability
+    )
+    with pytest.raises(MedvisionError, match="only masks can be cleaned"):
+        choose_decision(trainer, task, data, cleaning=None)

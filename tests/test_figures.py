@@ -5,7 +5,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medvision.data import CachedDataset
-from medvision.figures import CLASSES, FALSE, MISSED, TILE, TRUTH, Example, curves, sheet, sweep, to_pixels
+from medvision.figures import (
+    CLASSES,
+    FALSE,
+    MISSED,
+    TILE,
+    TRUTH,
+    Example,
+    curves,
+    reliability,
+    sheet,
+    sweep,
+    to_pixels,
+)
+from medvision.metrics.calibration import Reliability
 
 GAP, LINE, HEAD = 4, 22, 44  # white between pictures, a line of text, two of them at the top
 IMAGE, TRUTHS, PREDICTION, ERRORS = range(4)
@@ -223,3 +236,17 @@ def test_a_failure_leaves_no_half_written_file(tmp_path, monkeypatch, owner, met
     with pytest.raises(OSError, match="no space left"):
         make(path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({path.name: before} if before else {})
+
+
+def test_reliability_has_a_diagram_for_each_class_and_a_line_for_each_name(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    nan = float("nan")
+    found = Reliability(np.array([3, 0, 1]), np.array([0.1, nan, 0.9]), np.array([1 / 3, nan, 1]), 0.25)
+    reliability(tmp_path / "x.png", {"a": {"before": found, "after": found}, "b": {"before": found}}, "a title")
+    first, second, *shares = figures[0].axes
+    assert [axes.get_title() for axes in (first, second)] == ["a", "b"]
+    lines = first.lines[1:]
+    assert [line.get_label() for line in lines] == [f"{n}: ECE 0.2000, Brier 0.2500" for n in ("before", "after")]
+    np.testing.assert_allclose(lines[0].get_xydata(), [[0.1, 1 / 3], [0.9, 1]])
+    np.testing.assert_allclose(shares[1].patches[0].get_data().values, [0.75, 0, 0.25])
