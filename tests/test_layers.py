@@ -11,6 +11,7 @@ ORDER = [
     {"spec", "files"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "optim", "submission"},
     {"figures", "postprocess"},
+    {"decision"},
     {"tasks"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
