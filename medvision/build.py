@@ -166,6 +166,7 @@ class Run:
             enable_model_summary=False,
             logger=False,
             enable_checkpointing=False,
+            inference_mode=False,  # no_grad: autocast keeps weights in 16 bits there
         )
 
 

@@ -373,7 +373,7 @@ class Pictures(pl.Callback):
         if trainer.is_global_zero and time.monotonic() - self._drawn >= self.every_seconds:
             self._draw(trainer, pl_module)
             folder = Path(trainer.default_root_dir)
-            figures.curves(folder / "curves.png", read_history(folder / "metrics.csv"))
+            figures.curves(folder / "curves.png", {folder.name: read_history(folder / "metrics.csv")})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the images of the last epoch; the whole curves are drawn with the results."""

@@ -423,7 +423,8 @@ def evaluate(
     if isinstance(task, SegmentationTask):
         task.thresholds = np.unique(np.append(GRID, np.asarray(also, np.float32)))
         task.decision, task.choosing = decision, choosing
-    trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
+    with trainer.precision_plugin.forward_context():  # around all batches: weights are cast to 16 bits once
+        trainer.test(task, dataloaders=data.evaluation_dataloader(split), verbose=False)
     classes = data.spec.classes
     group = {sample.id: sample.group for sample in data.splits[split] if sample.group is not None}
     if isinstance(task, SegmentationTask):

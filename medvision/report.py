@@ -76,7 +76,7 @@ def finish(place: RunFolder) -> None:
             found.draw(place.picture(split), run.task, run.data, decision)
             if isinstance(found, MaskEvaluation):
                 found.draw_calibration(place.calibration(split), decision)
-    figures.curves(place.path / "curves.png", read_history(place.history))
+    figures.curves(place.path / "curves.png", {place.path.name: read_history(place.history)})
     best = run.best
     if run.config.get("protocol") == "paper":
         results["paper"] = both_protocols(run, trainer, reported)

@@ -16,12 +16,12 @@ ORDER = [
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs", "prediction_folder"},
+    {"report", "costs", "prediction_folder", "selection", "exporting"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "visualize", "export", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
-KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "models.__main__"}
+KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "visualize", "export", "models.__main__"}
 
 
 def room_of(*parts):
@@ -62,11 +62,22 @@ def test_only_build_and_the_entry_points_know_hydra():
     ("modules", "unwanted"),
     [
         (
-            ["models", "data", "losses", "metrics", "tasks", "callbacks", "runs", "verification", "prediction_folder"],
+            [
+                "models",
+                "data",
+                "losses",
+                "metrics",
+                "tasks",
+                "callbacks",
+                "runs",
+                "verification",
+                "prediction_folder",
+                "exporting",
+            ],
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "export"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
     ],

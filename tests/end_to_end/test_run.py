@@ -124,6 +124,21 @@ def test_a_run_does_not_need_the_weights_that_it_began_with(cli, tiny):
     assert "equal to the numbers" in cli("evaluate", f"run={folder}").stdout
 
 
+def test_visualize_from_the_folder_alone(cli, finished):
+    folder, _ = finished
+    ids = json.loads((folder / "splits.json").read_text())["test"]
+    for words, name in (
+        (["index=2"], f"test_2_{sorted(ids)[2]}"),
+        (["worst=3", "split=val", "metric=dice"], "val_worst3_dice"),
+        (["curves=true"], "curves_finished_by_epoch"),
+    ):
+        path = folder / "visualizations" / f"{name}.png"
+        assert cli("visualize", f"run={folder}", *words).stdout.splitlines()[-1] == f"picture: {path}"
+        assert min(Image.open(path).size) > 100
+    refused = cli("visualize", f"run={folder}", "wrost=3", code=1)
+    assert "did you mean 'worst'" in refused.stderr
+
+
 def test_evaluate_takes_another_threshold_and_split(cli, finished):
     folder, _ = finished
     cli("evaluate", f"run={folder}", "split=train", "threshold=0.123")
