@@ -23,7 +23,7 @@ from medvision.runs import RunFolder
 log = logging.getLogger(__name__)
 
 DISTANCES = [name for name in BOUNDARY if name != "nsd"]  # the less the better
-NO_METRICS = ("id", "height", "width", "class", "threshold", *COUNTS)
+NO_METRICS = ("id", "height", "width", "class", "threshold", "area_truth", "area_predicted", *COUNTS)
 Bools = NDArray[np.bool_]
 Result = Mapping[str, str]
 
@@ -114,7 +114,7 @@ def named(run: Run, split: str, name: str) -> Sample:
 
 
 class Artist:
-    """Draws images with what a run predicts of them, by the stored decision.
+    """Draws images with what a run predicts of them, with the stored decision.
 
     Args:
         run: A finished run.
