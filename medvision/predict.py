@@ -125,7 +125,9 @@ def _identity(place: "RunFolder", run: "Run") -> dict[str, Any]:
     """What tells one run from another, also if it was trained anew in the same folder."""
     with place.best.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"folder": str(place.path), "epoch": run.best["best_epoch"], "checkpoint": digest[:16]}
+    known = {"folder": str(place.path), "epoch": run.best["best_epoch"], "checkpoint": digest[:16]}
+    temperature = run.decision.temperature  # an older prediction has no entry of it
+    return known | ({"temperature": list(temperature)} if temperature else {})
 
 
 if __name__ == "__main__":

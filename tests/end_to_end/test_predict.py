@@ -167,6 +167,7 @@ def test_temperature_and_cleaning_are_chosen_stored_and_applied(cli, tiny, image
     cli("predict", f"run={folder}", f"input={images}", f"output={out}", **NOWHERE)
     settings = json.loads((out / "prediction.json").read_text())
     assert (settings["threshold"], settings["cleaning"]) == ([metrics["threshold"]], cleaning)
+    assert settings["runs"][0]["temperature"] == [metrics["temperature"]]
     for row, expected in zip(
         rows(out / "predictions.csv"), rows(folder / "evaluations" / "test_stored.csv"), strict=True
     ):
