@@ -5,12 +5,17 @@ from medvision.metrics.challenge import OF_LABELS, OF_MASKS
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import (
     NAMES,
+    YOUDEN,
     Ranking,
     best_decision,
+    check_operating_point,
+    cumulate,
     decide,
+    delong,
     one_hot,
     summarise_label_intervals,
     summarise_labels,
+    undefined_labels,
 )
 from medvision.metrics.overlap import (
     COUNTS,
@@ -32,14 +37,18 @@ __all__ = [
     "NAMES",
     "OF_LABELS",
     "OF_MASKS",
+    "YOUDEN",
     "Bootstrap",
     "Overlap",
     "Ranking",
     "best_decision",
     "best_threshold",
     "boundary_scores",
+    "check_operating_point",
     "count",
+    "cumulate",
     "decide",
+    "delong",
     "histogram",
     "interval",
     "one_hot",
@@ -49,4 +58,5 @@ __all__ = [
     "summarise_label_intervals",
     "summarise_labels",
     "surface_distances",
+    "undefined_labels",
 ]
