@@ -19,6 +19,7 @@ from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
@@ -62,13 +63,12 @@ class Run:
         return read_history(self._folder.history)
 
     @property
-    def threshold(self) -> list[float]:
-        """The stored threshold of each class, chosen on validation; none where the most probable is decided for."""
-        stored = self.metrics.get("threshold", [])
-        return stored if isinstance(stored, list) else [stored]
+    def decision(self) -> Decision:
+        """What makes masks and labels of probabilities, as stored: chosen on validation."""
+        return Decision.read(self.metrics)
 
-    def fixed(self, threshold: float) -> list[float]:
-        """The same threshold for each class.
+    def fixed(self, threshold: float) -> Decision:
+        """The same threshold for each class, and nothing else.
 
         Raises:
             MedvisionError: If the task has none.
@@ -78,7 +78,7 @@ class Run:
                 f"threshold={threshold}: {self.data.spec.name} has exclusive classes, of which the most probable is "
                 "decided for; leave the threshold out"
             )
-        return [float(threshold)] * len(self.data.spec.classes)
+        return Decision((float(threshold),) * len(self.data.spec.classes))
 
     @property
     def _folder(self) -> RunFolder:

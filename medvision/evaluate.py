@@ -31,7 +31,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         )
     from medvision.build import load_run
     from medvision.evaluation import evaluate
-    from medvision.report import print_challenge, print_table, require_finished, stored
+    from medvision.report import print_challenge, print_table, require_finished
     from medvision.runs import RunFolder
     from medvision.tta import TestTimeAugmentation
 
@@ -57,30 +57,30 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         name += f"_{cfg.tta}" + ("" if cfg.tta_mean == "probability" else f"_{cfg.tta_mean}")
         facts |= {"tta": cfg.tta, "tta_mean": cfg.tta_mean}
         log.info("measuring %d images of %s without tta", len(data), split)
-        plain = run.fixed(cfg.threshold) if isinstance(cfg.threshold, float | int) else run.threshold
+        plain = run.fixed(cfg.threshold) if isinstance(cfg.threshold, float | int) else run.decision
         started = time.perf_counter()
-        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain).summary(plain)
+        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain.threshold).summary(plain)
         seconds = [time.perf_counter() - started]
         run.task.tta = views
     if cfg.threshold == "validation":
         log.info("choosing the threshold on %d images of val", len(run.data.dataset("val")))
         val = evaluate(trainer, run.task, run.data, "val")
-        threshold = val.choose(run.task.monitor)
+        decision = val.choose(run.task.monitor)
     else:
-        threshold = run.threshold if cfg.threshold == "stored" else run.fixed(cfg.threshold)
+        decision = run.decision if cfg.threshold == "stored" else run.fixed(cfg.threshold)
     log.info("measuring %d images of %s", len(data), split)
     started = time.perf_counter()
-    found = evaluate(trainer, run.task, run.data, split, threshold)
+    found = evaluate(trainer, run.task, run.data, split, decision.threshold)
     if cfg.tta != "none":
         seconds.append(time.perf_counter() - started)
         log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])
         facts |= {"seconds": round(seconds[1], 3), "seconds_without_tta": round(seconds[0], 3)}
-    summary, intervals = found.summary(threshold), {split: found.intervals(threshold)}
-    if any(value != 0.5 for value in threshold):
+    summary, intervals = found.summary(decision), {split: found.intervals(decision)}
+    if any(value != 0.5 for value in decision.threshold):
         others["at 0.5"] = found.summary(run.fixed(0.5))
-    write_text(output / f"{name}.csv", found.table(threshold))
-    found.draw(output / f"{name}.png", run.task, run.data, threshold)
-    facts = stored(threshold) | facts
+    write_text(output / f"{name}.csv", found.table(decision))
+    found.draw(output / f"{name}.png", run.task, run.data, decision)
+    facts = decision.entries() | facts
     if depth is not None and split in run.metrics:
         others["whole network"] = run.metrics[split]
     elif cfg.threshold == "stored" and cfg.tta == "none" and split in run.metrics:
@@ -92,7 +92,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     title = ", ".join([split, *(f"{key} {value}" for key, value in facts.items())])
     print_table(title, {split: summary} | others, intervals)
     if (challenge := run.data.spec.challenge) is not None:
-        print_challenge(challenge, split, found.challenge(challenge, threshold))
+        print_challenge(challenge, split, found.challenge(challenge, decision))
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")
 
 

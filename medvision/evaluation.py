@@ -1,4 +1,4 @@
-"""A trained model measured on a split, summarised at a threshold, which another split has chosen."""
+"""A trained model measured on a split, summarised with a decision, which another split has chosen."""
 
 import csv
 import io
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medvision import figures
 from medvision.data import ImageDataModule
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.metrics import (
     COUNTS,
@@ -52,36 +53,36 @@ class Evaluation(ABC):
     classes: tuple[str, ...]
 
     @abstractmethod
-    def choose(self, monitor: str) -> list[float]:
-        """The best threshold of each class, in the sense of the metric that chose the epoch; none if none is used."""
+    def choose(self, monitor: str) -> Decision:
+        """The best threshold of each class, in the sense of the metric that chose the epoch."""
 
     @abstractmethod
-    def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Metrics of the whole split at a threshold for each class."""
+    def summary(self, decision: Decision) -> dict[str, float]:
+        """Metrics of the whole split with a decision."""
 
     @abstractmethod
-    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals over images of the entries of `summary`, over groups of them where there are any.
 
         What less than two images or groups have a value of has no interval.
         """
 
     @abstractmethod
-    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+    def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge, as its organisers compute them (see `metrics.challenge`)."""
 
     @abstractmethod
-    def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
+    def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then a row for each image and class, from which any summary can be recomputed."""
 
     @abstractmethod
-    def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
+    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the worst to the best, evenly spaced, so that a sheet shows no choice of ours."""
 
-    def table(self, threshold: Sequence[float]) -> str:
+    def table(self, decision: Decision) -> str:
         """`rows` as CSV."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows(threshold))
+        csv.writer(text, lineterminator="\n").writerows(self.rows(decision))
         return text.getvalue()
 
 
@@ -103,58 +104,57 @@ class MaskEvaluation(Evaluation):
     thresholds: NDArray[np.float32]
     groups: tuple[str, ...] | None = None
 
-    def counts(self, threshold: Sequence[float]) -> NDArray[np.int64]:
-        """Counts (N, K, 4) at a threshold for each class.
+    def counts(self, decision: Decision) -> NDArray[np.int64]:
+        """Counts (N, K, 4) of the masks that a decision makes.
 
         Raises:
-            MedvisionError: If nothing was counted at one of them.
+            MedvisionError: If nothing was counted at one of its thresholds.
         """
+        threshold = decision.threshold
         if missing := [value for value in threshold if np.float32(value) not in self.thresholds]:
             raise MedvisionError(f"threshold {missing[0]} was not counted; name it in evaluate(..., also=[...])")
         at = np.searchsorted(self.thresholds, np.asarray(threshold, np.float32))
         return np.stack([image.counts[at, np.arange(len(self.classes))] for image in self.images])
 
-    def choose(self, monitor: str) -> list[float]:
+    def choose(self, monitor: str) -> Decision:
         """For each class the threshold of the grid with the highest Jaccard: pooled if the monitor pools pixels."""
         pooled = monitor.split("/")[1] in ("dice", "jaccard")
         grid = np.searchsorted(self.thresholds, GRID)
         counts = np.stack([image.counts[grid] for image in self.images])
-        return [best_threshold(counts[:, :, k], GRID, pooled=pooled) for k in range(len(self.classes))]
+        return Decision(tuple(best_threshold(counts[:, :, k], GRID, pooled=pooled) for k in range(len(self.classes))))
 
-    def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Pooled metrics and means over images at a threshold for each class."""
-        return summarise(self.counts(threshold), self.classes)
+    def summary(self, decision: Decision) -> dict[str, float]:
+        """Pooled metrics and means over images."""
+        return summarise(self.counts(decision), self.classes)
 
-    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
         bootstrap = Bootstrap(len(self.images), self.groups)
-        return _known(summarise_intervals(self.counts(threshold), self.classes, bootstrap))
+        return _known(summarise_intervals(self.counts(decision), self.classes, bootstrap))
 
-    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+    def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge of masks, one of `metrics.OF_MASKS`."""
-        return OF_MASKS[name](self.counts(threshold), self.classes)
+        return OF_MASKS[name](self.counts(decision), self.classes)
 
-    def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
+    def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then counts and metrics of each image and class."""
-        counts = self.counts(threshold)
+        counts = self.counts(decision)
         metrics = scores(counts)
         yield ["id", "height", "width", "class", "threshold", *COUNTS, *metrics]
         for n, image in enumerate(self.images):
             for k, name in enumerate(self.classes):
                 values = [float(column[n, k]) for column in metrics.values()]
                 shown = ["" if np.isnan(value) else value for value in values]
-                yield [image.id, *image.size, name, threshold[k], *counts[n, k].tolist(), *shown]
+                yield [image.id, *image.size, name, decision.threshold[k], *counts[n, k].tolist(), *shown]
 
-    def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
+    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
-        title = f"{self.split}: from the worst to the best of {len(self.images)} images, threshold {_text(threshold)}"
-        figures.sheet(path, self.examples(task, data, threshold), self.classes, title)
+        title = f"{self.split}: from the worst to the best of {len(self.images)} images, {decision}"
+        figures.sheet(path, self.examples(task, data, decision), self.classes, title)
 
-    def examples(
-        self, task: Task, data: ImageDataModule, threshold: Sequence[float], number: int = 6
-    ) -> list[figures.Example]:
+    def examples(self, task: Task, data: ImageDataModule, decision: Decision, number: int = 6) -> list[figures.Example]:
         """Images from the worst to the best per-image Jaccard, evenly spaced."""
-        jaccard = scores(self.counts(threshold))["jaccard"].mean(1)
+        jaccard = scores(self.counts(decision))["jaccard"].mean(1)
         order = np.argsort(jaccard, kind="stable")
         dataset, result = data.dataset(self.split, full=True), []
         positions = {str(name): position for position, name in enumerate(dataset.ids)}
@@ -164,8 +164,8 @@ class MaskEvaluation(Evaluation):
             item: dict[str, Any] = dataset[positions[image.id]]
             with torch.inference_mode():
                 probability = task.probability(item["image"][None].to(task.device))[0]
-            full = resize_probability(probability, image.size).cpu().numpy()
-            prediction = full >= np.asarray(threshold, np.float32)[:, None, None]
+            full = resize_probability(probability, image.size)
+            prediction = decision.masks(decision.calibrated(full).cpu().numpy())
             rank = int(np.flatnonzero(order == n)[0]) + 1
             caption = f"{image.id}   jaccard {jaccard[n]:.3f}   (rank {rank} of {len(order)})"
             picture, _ = data.splits[self.split][positions[image.id]].read(data.spec.in_channels)
@@ -195,10 +195,10 @@ class LabelEvaluation(Evaluation):
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
 
-    def choose(self, monitor: str) -> list[float]:
+    def choose(self, monitor: str) -> Decision:
         """For each class the threshold with the highest sensitivity plus specificity."""
         if self.exclusive:
-            return []
+            return Decision(())
         result = []
         for k, name in enumerate(self.classes):
             best = best_decision(self.probability[:, k], self.truth[:, k])
@@ -209,36 +209,36 @@ class LabelEvaluation(Evaluation):
                     self.split,
                 )
             result.append(0.5 if best is None else best)
-        return result
+        return Decision(tuple(result))
 
-    def summary(self, threshold: Sequence[float]) -> dict[str, float]:
-        """Metrics of the ranking, and of the decision at a threshold for each class."""
-        return summarise_labels(self.probability, self.truth, self.classes, threshold)
+    def summary(self, decision: Decision) -> dict[str, float]:
+        """Metrics of the ranking, and of the decision."""
+        return summarise_labels(self.probability, self.truth, self.classes, decision.threshold)
 
-    def intervals(self, threshold: Sequence[float]) -> dict[str, tuple[float, float]]:
+    def intervals(self, decision: Decision) -> dict[str, tuple[float, float]]:
         """95 % intervals of the entries of `summary`."""
         bootstrap = Bootstrap(len(self.ids), self.groups)
-        found = summarise_label_intervals(self.probability, self.truth, self.classes, threshold, bootstrap)
+        found = summarise_label_intervals(self.probability, self.truth, self.classes, decision.threshold, bootstrap)
         return _known(found)
 
-    def challenge(self, name: str, threshold: Sequence[float]) -> dict[str, float]:
+    def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge of labels, one of `metrics.OF_LABELS`; none where nothing can be ranked."""
         both = self.truth.any() and not self.truth.all()
         return OF_LABELS[name](self.probability, self.truth) if both else {}
 
-    def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
+    def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
-        decided = decide(self.probability, threshold)
+        decided = decide(self.probability, decision.threshold)
         yield ["id", "class", "threshold", "truth", "probability", "decision"]
         for n, image in enumerate(self.ids):
             for k, name in enumerate(self.classes):
-                at = threshold[k] if len(threshold) else ""
+                at = decision.threshold[k] if decision.threshold else ""
                 yield [image, name, at, int(self.truth[n, k]), float(self.probability[n, k]), int(decided[n, k])]
 
-    def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
+    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the one to whose truth the least probability is given to that with the most."""
         given = np.where(self.truth, self.probability, 1 - self.probability).min(1)
-        decided, order = decide(self.probability, threshold), np.argsort(given, kind="stable")
+        decided, order = decide(self.probability, decision.threshold), np.argsort(given, kind="stable")
         samples = {sample.id: sample for sample in data.splits[self.split]}
         tiles = []
         for n in _spaced(order, 24):
@@ -323,7 +323,3 @@ def _spaced(order: NDArray[np.intp], number: int) -> list[int]:
     """Entries from the first to the last, evenly spaced."""
     places = np.unique(np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int))
     return [int(n) for n in order[places]]
-
-
-def _text(threshold: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in threshold)

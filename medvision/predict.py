@@ -14,6 +14,7 @@ from medvision.spec import as_size
 
 if TYPE_CHECKING:
     from medvision.build import Run
+    from medvision.decision import Decision
     from medvision.runs import RunFolder
 
 log = logging.getLogger("medvision.predict")  # __name__ is __main__ here
@@ -58,7 +59,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         output,
         predictor.target,
         predictor.classes,
-        _threshold(runs, cfg.threshold),
+        _decision(runs, cfg.threshold),
         bool(cfg.probabilities) and predictor.target == "mask",
         runs=[_identity(place, run) for place, run in zip(places, runs, strict=True)],
         input=str(inputs.root),
@@ -90,16 +91,18 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         print(f"submission, checked: {archive}")
 
 
-def _threshold(runs: "Sequence[Run]", asked: str | float) -> list[float]:
+def _decision(runs: "Sequence[Run]", asked: str | float) -> "Decision":
     """Of each class the stored threshold, of several runs their mean, or the number that was asked for; says which."""
+    from medvision.decision import Decision
+
     if not isinstance(asked, str):
         return runs[0].fixed(asked)
-    stored = [run.threshold for run in runs]
+    stored = [run.decision.threshold for run in runs]
     mean = [sum(of_class) / len(runs) for of_class in zip(*stored, strict=True)]
     for name, value, *own in zip(runs[0].data.spec.classes, mean, *stored, strict=False):
         those = f", the mean of {', '.join(f'{v:g}' for v in own)}" if len(own) > 1 else ""
         log.info("threshold of %s: %g as stored%s", name, value, those)
-    return mean
+    return Decision(tuple(mean))
 
 
 def _identity(place: "RunFolder", run: "Run") -> dict[str, Any]:

@@ -42,25 +42,25 @@ def finish(place: RunFolder) -> None:
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
     val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
-    threshold = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
+    decision = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
     results: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
-            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, threshold)
-            results[split] = found.summary(threshold)
-            intervals[split] = found.intervals(threshold)
+            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, decision.threshold)
+            results[split] = found.summary(decision)
+            intervals[split] = found.intervals(decision)
             if run.data.spec.challenge is not None:
-                challenge[split] = found.challenge(run.data.spec.challenge, threshold)
-            write_text(place.results(split), found.table(threshold))
-            found.draw(place.picture(split), run.task, run.data, threshold)
+                challenge[split] = found.challenge(run.data.spec.challenge, decision)
+            write_text(place.results(split), found.table(decision))
+            found.draw(place.picture(split), run.task, run.data, decision)
     figures.curves(place.path / "curves.png", read_history(place.history))
     best = run.best
     write_json(
         place.metrics,
         results
-        | stored(threshold)
+        | decision.entries()
         | {
             "intervals": intervals,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
@@ -69,11 +69,6 @@ def finish(place: RunFolder) -> None:
             "fingerprint": run.data.cache.digest,
         },
     )
-
-
-def stored(threshold: list[float]) -> dict[str, Any]:
-    """The entry of results that a threshold for each class has: one number or a list; none where there is none."""
-    return {"threshold": threshold[0] if len(threshold) == 1 else threshold} if threshold else {}
 
 
 def show(place: RunFolder, run: Run) -> None:
@@ -85,12 +80,11 @@ def show(place: RunFolder, run: Run) -> None:
             "%s has no test split here: the numbers are of the validation split, which also chose the epoch%s, so they "
             "flatter",
             run.data.spec.name,
-            " and the threshold" if run.threshold else "",
+            " and the threshold" if run.decision.threshold else "",
         )
     title = f"epoch {metrics['epoch']}"
-    if run.threshold:
-        title += ", threshold " + ", ".join(f"{value:g}" for value in run.threshold)
-        title += " chosen on validation" if run.config.threshold == "validation" else ""
+    if run.decision.threshold:
+        title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
     print_table(title, splits, metrics.get("intervals", {}))
     for name, scored in metrics.get("challenge", {}).items():
         for split, values in scored.items():

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from medvision.data import ISIC2016, ISIC2017, Hymenoptera, ISIC2017Diagnosis
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.evaluation import LabelEvaluation, MaskEvaluation, evaluate
 from medvision.losses import CrossEntropy, SegmentationLoss
@@ -48,31 +49,31 @@ def made(seed=0, images=5, thresholds=GRID):
 def test_counts_at_a_threshold_for_each_class(threshold):
     arrays, evaluation = made()
     expected = [[naive_counts(p[k], t[k], np.float32(threshold[k])) for k in range(2)] for p, t in arrays]
-    np.testing.assert_array_equal(evaluation.counts(threshold), expected)
-    assert evaluation.summary(threshold) == summarise(np.array(expected), CLASSES)
+    np.testing.assert_array_equal(evaluation.counts(Decision(tuple(threshold))), expected)
+    assert evaluation.summary(Decision(tuple(threshold))) == summarise(np.array(expected), CLASSES)
 
 
 def test_every_threshold_of_the_grid_is_found():
     _, evaluation = made(images=1)
     for n in range(99):
         expected = evaluation.images[0].counts[n]
-        np.testing.assert_array_equal(evaluation.counts([(n + 1) / 100] * 2)[0], expected)
+        np.testing.assert_array_equal(evaluation.counts(Decision(((n + 1) / 100,) * 2))[0], expected)
 
 
 @pytest.mark.parametrize("threshold", [0.333, 0.005, 0.995])
 def test_threshold_that_was_not_counted_is_refused(threshold):
     _, evaluation = made(images=1)
     with pytest.raises(MedvisionError, match=f"threshold {threshold}.*not counted"):
-        evaluation.summary([0.5, threshold])
+        evaluation.summary(Decision((0.5, threshold)))
 
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_chosen_threshold_of_each_class_is_the_best(seed):
     _, evaluation = made(seed)
-    chosen = evaluation.choose("val/jaccard_image")
+    chosen = evaluation.choose("val/jaccard_image").threshold
     for k in range(2):
-        means = [scores(evaluation.counts([t, t]))["jaccard"][:, k].mean() for t in GRID.tolist()]
+        means = [scores(evaluation.counts(Decision((t, t))))["jaccard"][:, k].mean() for t in GRID.tolist()]
         assert means[round(100 * chosen[k]) - 1] == pytest.approx(max(means), abs=1e-12)
 
 
@@ -80,9 +81,9 @@ def test_the_chosen_threshold_of_each_class_is_the_best(seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_threshold_chosen_by_pooled_pixels_is_the_best(seed):
     _, evaluation = made(seed)
-    chosen = evaluation.choose("val/jaccard")
+    chosen = evaluation.choose("val/jaccard").threshold
     for k in range(2):
-        tp, fp, fn, _ = np.stack([evaluation.counts([t, t])[:, k].sum(0) for t in GRID.tolist()]).T
+        tp, fp, fn, _ = np.stack([evaluation.counts(Decision((t, t)))[:, k].sum(0) for t in GRID.tolist()]).T
         pooled = np.where(tp + fp + fn, tp / np.maximum(tp + fp + fn, 1), 1)
         assert pooled[round(100 * chosen[k]) - 1] == pytest.approx(pooled.max(), abs=1e-12)
 
@@ -94,20 +95,20 @@ def test_choice_looks_at_the_grid_alone():
     counts[thresholds == also] = [2, 0, 0, 2]  # better than any of the grid
     counts[thresholds == GRID[69], 0, 1] = 0
     evaluation = MaskEvaluation("val", ("lesion",), (ImageCounts("a", (2, 2), counts),), thresholds)
-    assert evaluation.choose("val/jaccard_image") == [0.7]
-    assert evaluation.summary([0.505])["jaccard"] == 1.0
+    assert evaluation.choose("val/jaccard_image") == Decision((0.7,))
+    assert evaluation.summary(Decision((0.505,)))["jaccard"] == 1.0
 
 
 def test_every_summary_can_be_recomputed_from_the_table():
     _, evaluation = made()
-    threshold = [0.4, 0.62]
-    rows = list(csv.DictReader(io.StringIO(evaluation.table(threshold))))
+    decision = Decision((0.4, 0.62))
+    rows = list(csv.DictReader(io.StringIO(evaluation.table(decision))))
     assert [(row["id"], row["class"]) for row in rows] == [(f"image{n}", c) for n in range(5) for c in CLASSES]
-    assert [float(row["threshold"]) for row in rows] == threshold * 5
+    assert [float(row["threshold"]) for row in rows] == [0.4, 0.62] * 5
     for row in rows:
         assert sum(int(row[name]) for name in COUNTS) == int(row["height"]) * int(row["width"])
     counts = np.array([[int(row[name]) for name in COUNTS] for row in rows]).reshape(5, 2, 4)
-    summary = evaluation.summary(threshold)
+    summary = evaluation.summary(decision)
     assert summarise(counts, CLASSES) == summary
     for name in ("dice", "jaccard", "sensitivity", "precision"):
         each = [[float(r[name]) for r in rows if r["class"] == c and r[name]] for c in CLASSES]
@@ -116,24 +117,24 @@ def test_every_summary_can_be_recomputed_from_the_table():
 
 def test_intervals_lie_around_the_summary_and_grow_with_groups_that_are_alike():
     _, evaluation = made(images=8)
-    threshold = [0.5, 0.5]
-    summary, found = evaluation.summary(threshold), evaluation.intervals(threshold)
+    decision = Decision((0.5, 0.5))
+    summary, found = evaluation.summary(decision), evaluation.intervals(decision)
     assert found.keys() <= summary.keys() and {"dice", "jaccard_image/round"} <= found.keys()
     for name, (low, high) in found.items():
         assert low <= summary[name] + 1e-12 and summary[name] <= high + 1e-12, name
     twice = replace(evaluation, images=evaluation.images * 2)
     alone, grouped = (
-        replace(twice, groups=groups).intervals(threshold)["dice"] for groups in (None, tuple("abcdefgh" * 2))
+        replace(twice, groups=groups).intervals(decision)["dice"] for groups in (None, tuple("abcdefgh" * 2))
     )
     assert grouped[1] - grouped[0] > 1.2 * (alone[1] - alone[0])
     assert grouped == pytest.approx(found["dice"], abs=0.02)
     one = replace(evaluation, images=evaluation.images[:1])
-    assert one.intervals(threshold) == {}
+    assert one.intervals(decision) == {}
 
 
 def test_value_that_is_not_there_is_an_empty_cell():
     counts = np.tile([0, 3, 0, 1], (99, 1, 1))
-    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts),), GRID).table([0.5])
+    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts),), GRID).table(Decision((0.5,)))
     (row,) = csv.DictReader(io.StringIO(table))
     assert (row["class"], row["sensitivity"], row["precision"]) == ("a, b", "", "0.0")
 
@@ -191,7 +192,7 @@ def test_a_split_is_measured_at_the_original_sizes(data, task, trainer, split):
         assert image.counts.shape == (100, 1, 4)
         assert (image.counts.sum(-1) == truth.size).all()
         for threshold in (0.333, 0.5, 0.8):
-            tp, fp, fn, _ = evaluation.counts([threshold])[[s.id for s in samples].index(image.id), 0]
+            tp, fp, fn, _ = evaluation.counts(Decision((threshold,)))[[s.id for s in samples].index(image.id), 0]
             # the same but for pixels whose probability is the threshold up to rounding
             high, low = (naive_counts(probability, truth, threshold + e) for e in (1e-5, -1e-5))
             assert high[0] <= tp <= low[0] and high[1] <= fp <= low[1]
@@ -203,7 +204,7 @@ def test_a_second_evaluation_forgets_the_first(data, task, trainer):
     evaluate(trainer, task, data, "val", also=[0.123])
     again = evaluate(trainer, task, data, "test")
     assert len(again.thresholds) == 99
-    assert again.table([0.5]) == first.table([0.5])
+    assert again.table(Decision((0.5,))) == first.table(Decision((0.5,)))
 
 
 def test_a_threshold_of_the_grid_is_not_counted_twice(data, task, trainer):
@@ -224,13 +225,13 @@ def test_unknown_split_is_refused(data, task, trainer):
 
 @pytest.mark.parametrize(("number", "ranks"), [(1, [1]), (2, [1, 5]), (3, [1, 3, 5]), (9, [1, 2, 3, 4, 5])])
 def test_examples_go_from_the_worst_to_the_best(data, task, trainer, number, ranks):
-    threshold = [0.61]
+    decision = Decision((0.61,))
     evaluation = evaluate(trainer, task, data, "test")
     jaccard = sorted(
-        (float(row["jaccard"]), row["id"]) for row in csv.DictReader(io.StringIO(evaluation.table(threshold)))
+        (float(row["jaccard"]), row["id"]) for row in csv.DictReader(io.StringIO(evaluation.table(decision)))
     )
     assert jaccard[0][0] < jaccard[-1][0]
-    shown = evaluation.examples(task, data, threshold, number)
+    shown = evaluation.examples(task, data, decision, number)
     expected = [f"{jaccard[r - 1][1]}   jaccard {jaccard[r - 1][0]:.3f}   (rank {r} of 5)" for r in ranks]
     assert [example.caption for example in shown] == expected
     sizes = {image.id: image.size for image in evaluation.images}
@@ -249,28 +250,30 @@ def labels(exclusive=False):
 
 def test_thresholds_of_labels_are_chosen_by_sensitivity_plus_specificity():
     # a: 0.9 and 0.3 against 0.4 and 0.2: either cut misses one, 0.65 is nearer to one half; b: between 0.2 and 0.6
-    assert labels().choose("val/accuracy") == pytest.approx([0.65, 0.4])
-    assert labels(exclusive=True).choose("val/accuracy") == []
+    assert labels().choose("val/accuracy").threshold == pytest.approx([0.65, 0.4])
+    assert labels(exclusive=True).choose("val/accuracy") == Decision(())
 
 
 def test_a_class_that_no_image_shows_keeps_one_half_and_says_so(caplog):
     evaluation = LabelEvaluation("val", ("a",), False, ("x",), np.array([[0.3]], np.float32), np.array([[False]]))
-    assert evaluation.choose("val/accuracy") == [0.5]
+    assert evaluation.choose("val/accuracy") == Decision((0.5,))
     assert "a is shown by all images of val or by none: no threshold can be chosen there, it is 0.5" in caplog.text
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_the_summary_of_labels_can_be_recomputed_from_the_table(exclusive):
     evaluation = labels(exclusive)
-    threshold = evaluation.choose("val/accuracy")
-    rows = list(csv.DictReader(io.StringIO(evaluation.table(threshold))))
+    decision = evaluation.choose("val/accuracy")
+    rows = list(csv.DictReader(io.StringIO(evaluation.table(decision))))
     assert [(row["id"], row["class"]) for row in rows] == [(i, c) for i in "wxyz" for c in "ab"]
     probability = np.array([float(row["probability"]) for row in rows]).reshape(4, 2)
     truth = np.array([row["truth"] == "1" for row in rows]).reshape(4, 2)
-    assert summarise_labels(probability, truth, ("a", "b"), threshold) == pytest.approx(evaluation.summary(threshold))
+    assert summarise_labels(probability, truth, ("a", "b"), decision.threshold) == pytest.approx(
+        evaluation.summary(decision)
+    )
     decided = np.array([row["decision"] == "1" for row in rows]).reshape(4, 2)
-    np.testing.assert_array_equal(decided, decide(probability, threshold))
-    assert {row["threshold"] for row in rows} == ({""} if exclusive else {str(t) for t in threshold})
+    np.testing.assert_array_equal(decided, decide(probability, decision.threshold))
+    assert {row["threshold"] for row in rows} == ({""} if exclusive else {str(t) for t in decision.threshold})
 
 
 class Redness(nn.Module):
@@ -320,11 +323,11 @@ def test_labels_of_a_split_are_measured(kind, fake, spec, trainer, tmp_path, req
 
 def test_scores_of_challenges():
     _, evaluation = made(images=4)
-    found = evaluation.challenge("isic2018_task2", [0.5, 0.5])
-    assert found["jaccard"] == pytest.approx(evaluation.summary([0.5, 0.5])["jaccard"])
+    found = evaluation.challenge("isic2018_task2", Decision((0.5, 0.5)))
+    assert found["jaccard"] == pytest.approx(evaluation.summary(Decision((0.5, 0.5)))["jaccard"])
     one = LabelEvaluation("val", ("m",), False, ("x", "y"), np.array([[0.3], [0.6]]), np.array([[False], [True]]))
-    assert one.challenge("isic2016_task3", [0.1])["average_precision"] == 1
-    assert replace(one, truth=np.array([[True], [True]])).challenge("isic2016_task3", [0.1]) == {}
+    assert one.challenge("isic2016_task3", Decision((0.1,)))["average_precision"] == 1
+    assert replace(one, truth=np.array([[True], [True]])).challenge("isic2016_task3", Decision((0.1,))) == {}
 
 
 def test_broken_weights_are_named(spec, trainer, tmp_path, fake_isic2016):

@@ -11,7 +11,7 @@ ORDER = [
     {"spec", "files"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
     {"figures", "postprocess"},
-    {"tasks"},
+    {"tasks", "decision"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
