@@ -31,7 +31,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         )
     from medvision.build import load_run
     from medvision.evaluation import evaluate
-    from medvision.report import print_challenge, print_table, require_finished
+    from medvision.report import print_challenge, print_details, print_table, require_finished
     from medvision.runs import RunFolder
     from medvision.tta import TestTimeAugmentation
 
@@ -76,6 +76,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])
         facts |= {"seconds": round(seconds[1], 3), "seconds_without_tta": round(seconds[0], 3)}
     summary, intervals = found.summary(decision), {split: found.intervals(decision)}
+    details = found.details(decision)
     if any(value != 0.5 for value in decision.threshold):
         others["at 0.5"] = found.summary(run.fixed(0.5))
     write_text(output / f"{name}.csv", found.table(decision))
@@ -84,13 +85,17 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     if depth is not None and split in run.metrics:
         others["whole network"] = run.metrics[split]
     elif cfg.threshold == "stored" and cfg.tta == "none" and split in run.metrics:
-        same = run.metrics[split] == summary
+        before = run.metrics[split]  # of an older run perhaps fewer metrics
+        same = before == {key: value for key, value in summary.items() if key in before}
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
             others["after training"] = run.metrics[split]
-    write_json(output / f"{name}.json", {split: summary} | others | {"intervals": intervals} | facts)
+    write_json(
+        output / f"{name}.json", {split: summary} | others | {"intervals": intervals, "details": details} | facts
+    )
     title = ", ".join([split, *(f"{key} {value}" for key, value in facts.items())])
-    print_table(title, {split: summary} | others, intervals)
+    print_table(title, {split: summary} | others, intervals, {split: details})
+    print_details(split, details)
     if (challenge := run.data.spec.challenge) is not None:
         print_challenge(challenge, split, found.challenge(challenge, decision))
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")

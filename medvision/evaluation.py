@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,35 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from medvision import figures
+from medvision import figures, label_figures
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
+from medvision.label_figures import confusion
 from medvision.metrics import (
     COUNTS,
     GRID,
     OF_LABELS,
     OF_MASKS,
+    YOUDEN,
     Bootstrap,
     best_decision,
     best_threshold,
     decide,
+    delong,
     one_hot,
     scores,
     summarise,
     summarise_intervals,
     summarise_label_intervals,
     summarise_labels,
+    undefined_labels,
 )
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
 
 log = logging.getLogger(__name__)
+
+TILES = 24  # images of a sheet of labels
 
 
 class Evaluation(ABC):
@@ -70,6 +76,10 @@ class Evaluation(ABC):
     @abstractmethod
     def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge, as its organisers compute them (see `metrics.challenge`)."""
+
+    def details(self, decision: Decision) -> dict[str, Any]:
+        """What else is known, for `metrics.json`; of masks nothing."""
+        return {}
 
     @abstractmethod
     def rows(self, decision: Decision) -> Iterator[list[object]]:
@@ -185,6 +195,7 @@ class LabelEvaluation(Evaluation):
         probability: float32 (N, K).
         truth: bool (N, K).
         groups: What each image belongs to, as a patient; None where that is not known.
+        operating_point: What thresholds are chosen for, see `metrics.best_decision`.
     """
 
     split: str
@@ -194,14 +205,15 @@ class LabelEvaluation(Evaluation):
     probability: NDArray[np.float32]
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
+    operating_point: str | Mapping[str, float] = YOUDEN
 
     def choose(self, monitor: str) -> Decision:
-        """For each class the threshold with the highest sensitivity plus specificity."""
+        """For each class the threshold of the operating point."""
         if self.exclusive:
             return Decision(())
         result = []
         for k, name in enumerate(self.classes):
-            best = best_decision(self.probability[:, k], self.truth[:, k])
+            best = best_decision(self.probability[:, k], self.truth[:, k], self.operating_point)
             if best is None:
                 log.warning(
                     "%s is shown by all images of %s or by none: no threshold can be chosen there, it is 0.5",
@@ -226,6 +238,25 @@ class LabelEvaluation(Evaluation):
         both = self.truth.any() and not self.truth.all()
         return OF_LABELS[name](self.probability, self.truth) if both else {}
 
+    def details(self, decision: Decision) -> dict[str, Any]:
+        """What is no number with a bootstrap interval.
+
+        Returns:
+            `not_defined`, the reason for each metric without a value; `delong`, the AUROC's interval by DeLong, for
+            images without groups, which it takes for independent; `confusion`: of exclusive classes the images that
+            show class i (rows) and are decided for class j (columns), else for each class that of its absence and it.
+        """
+        decided = decide(self.probability, decision.threshold)
+        missing = undefined_labels(self.probability, self.truth, self.classes, decision.threshold)
+        delongs: dict[str, tuple[float, float]] = {}
+        for k, name in enumerate(self.classes if self.groups is None else ()):
+            bounds = delong(self.probability[:, k], self.truth[:, k])
+            delongs |= {} if bounds is None else {"auroc" if len(self.classes) == 1 else f"auroc/{name}": bounds}
+        each = {name: confusion(self.truth[:, k], decided[:, k]).tolist() for k, name in enumerate(self.classes)}
+        found = {"delong": delongs, "not_defined": missing}
+        matrix = confusion(self.truth, decided).tolist() if self.exclusive else each
+        return {name: value for name, value in found.items() if value} | {"confusion": matrix}
+
     def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
         decided = decide(self.probability, decision.threshold)
@@ -236,18 +267,41 @@ class LabelEvaluation(Evaluation):
                 yield [image, name, at, int(self.truth[n, k]), float(self.probability[n, k]), int(decided[n, k])]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
-        """Draws images from the one to whose truth the least probability is given to that with the most."""
+        """Draws images from the one to whose truth the least probability is given to that with the most.
+
+        Beside it, as `<name>_curves.png` and `<name>_mistakes.png`, the page of `label_figures` and the mistakes with
+        the least.
+        """
         given = np.where(self.truth, self.probability, 1 - self.probability).min(1)
         decided, order = decide(self.probability, decision.threshold), np.argsort(given, kind="stable")
         samples = {sample.id: sample for sample in data.splits[self.split]}
-        tiles = []
-        for n in _spaced(order, 24):
-            picture, masks = samples[self.ids[n]].read(data.spec.in_channels)
-            said, there = (figures.named(self.classes, values[n]) for values in (decided, self.truth))
-            verdict = there if said == there else f"{there}, not {said}"
-            tiles.append(figures.Tile(f"{given[n]:.2f} {verdict}", picture, masks.transpose(2, 0, 1)[:0] > 0))
-        title = f"{self.split}: {len(tiles)} of {len(self.ids)} images, by the probability that their truth was given"
-        figures.gallery(path, tiles, [], title)
+
+        def tiles(numbers: Sequence[int]) -> list[figures.Tile]:
+            result = []
+            for n in numbers:
+                picture, masks = samples[self.ids[n]].read(data.spec.in_channels)
+                said, there = (figures.named(self.classes, values[n]) for values in (decided, self.truth))
+                verdict = there if said == there else f"{there}, said {said}"
+                result.append(figures.Tile(f"{given[n]:.2f} {verdict}", picture, masks.transpose(2, 0, 1)[:0] > 0))
+            return result
+
+        spaced = _spaced(order, TILES)
+        title = f"{self.split}: {len(spaced)} of {len(order)} images, by the probability that their truth was given"
+        figures.gallery(path, tiles(spaced), [], title)
+        wrong = [int(n) for n in order if (decided[n] != self.truth[n]).any()]
+        shown = f"{min(len(wrong), TILES)} of {len(wrong)} mistakes among {len(order)} images, the surest first"
+        title = f"{self.split}: {shown}, with the probability that their truth was given"
+        figures.gallery(path.with_stem(f"{path.stem}_mistakes"), tiles(wrong[:TILES]), [], title)
+        intervals = self.intervals(decision)
+        values = {
+            name: f"{value:.3f}" + (" ({:.3f} to {:.3f})".format(*intervals[name]) if name in intervals else "")
+            for name, value in self.summary(decision).items()
+        }
+        label_figures.page(
+            path.with_stem(f"{path.stem}_curves"), self.probability, self.truth, decided, self.classes,
+            decision.threshold, Bootstrap(len(self.ids), self.groups), values,
+            f"{self.split}, {len(order)} images" + (f", {decision}" if str(decision) else ""),
+        )  # fmt: skip
 
 
 def evaluate(
@@ -285,7 +339,7 @@ def evaluate(
     probability = torch.stack([image.probability for image in scored]).numpy()
     ids = tuple(image.id for image in scored)
     groups = tuple(group.get(name, name) for name in ids) if group else None
-    return LabelEvaluation(split, classes, task.exclusive, ids, probability, truth, groups)
+    return LabelEvaluation(split, classes, task.exclusive, ids, probability, truth, groups, task.operating_point)
 
 
 def step_times(

@@ -46,11 +46,13 @@ def finish(place: RunFolder) -> None:
     results: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
             found = val if split == "val" else evaluate(trainer, run.task, run.data, split, decision.threshold)
             results[split] = found.summary(decision)
             intervals[split] = found.intervals(decision)
+            details[split] = found.details(decision)
             if run.data.spec.challenge is not None:
                 challenge[split] = found.challenge(run.data.spec.challenge, decision)
             write_text(place.results(split), found.table(decision))
@@ -63,6 +65,7 @@ def finish(place: RunFolder) -> None:
         | decision.entries()
         | {
             "intervals": intervals,
+            "details": details,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
@@ -85,7 +88,10 @@ def show(place: RunFolder, run: Run) -> None:
     title = f"epoch {metrics['epoch']}"
     if run.decision.threshold:
         title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
-    print_table(title, splits, metrics.get("intervals", {}))
+    details = metrics.get("details", {})
+    print_table(title, splits, metrics.get("intervals", {}), details)
+    for split in splits:
+        print_details(split, details.get(split, {}))
     for name, scored in metrics.get("challenge", {}).items():
         for split, values in scored.items():
             print_challenge(name, split, values)
@@ -95,20 +101,36 @@ def show(place: RunFolder, run: Run) -> None:
 
 
 def print_table(
-    title: str, columns: dict[str, dict[str, float]], intervals: Mapping[str, Mapping[str, Sequence[float]]]
+    title: str,
+    columns: dict[str, dict[str, float]],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]],
+    details: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Prints metrics, a column for each split, and beside it one for its intervals if it has any."""
-    known = [key for values in columns.values() for key in values]
+    missing = {name: found.get("not_defined", {}) for name, found in details.items()}
+    known = [key for values in [*columns.values(), *missing.values()] for key in values]
     per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
     shown = [*(name for name in (SHOWN if SHOWN[0] in known else NAMES) if name in known), *per_class]
     header, cells = ["metric"], [shown]
     for name, values in columns.items():
         header.append(name)
-        cells.append([f"{values[m]:.4f}" if m in values else "-" for m in shown])
+        undefined = missing.get(name, {})
+        cells.append([f"{values[m]:.4f}" if m in values else "not defined" if m in undefined else "-" for m in shown])
         if bounds := intervals.get(name):
             header.append("95 %")
             cells.append(["{:.3f} to {:.3f}".format(*bounds[m]) if m in bounds else "-" for m in shown])
     print_rows(title, header, [*zip(*cells, strict=True)])
+
+
+def print_details(split: str, details: Mapping[str, Any]) -> None:
+    """Prints what `Evaluation.details` has of AUROCs by DeLong and of metrics without a value."""
+    for name, (low, high) in details.get("delong", {}).items():
+        print(f"{name} of {split}, 95 % by DeLong: {low:.3f} to {high:.3f}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in details.get("not_defined", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        print(f"not defined on {split}, where {reason}: {', '.join(names)}")
 
 
 def print_challenge(name: str, split: str, values: Mapping[str, float]) -> None:

@@ -226,26 +226,26 @@ def summarise_label_intervals(
 
 
 def undefined_labels(
-    truth: Bools, decided: Bools, classes: Sequence[str], found: Mapping[str, float], names: Sequence[str]
+    probability: Floats, truth: Bools, classes: Sequence[str], threshold: Sequence[float]
 ) -> dict[str, str]:
-    """Why a split has no value of a metric.
+    """Why `summarise_labels` leaves out metrics: the reason for each name.
 
     Args:
+        probability: (N, K), in 0 to 1.
         truth: bool (N, K).
-        decided: bool (N, K).
         classes: The K names.
-        found: What `summarise_labels` answers.
-        names: What it answers where everything has a value.
-
-    Returns:
-        The reason for each name that is not found.
+        threshold: As for `decide`.
     """
-    reasons = []
+    decided, found, reasons = (
+        decide(probability, threshold),
+        summarise_labels(probability, truth, classes, threshold),
+        [],
+    )
     for name, there, said in zip(classes, truth.T, decided.T, strict=True):
         kind = "" if there.any() and not there.all() else f"{'every' if there.any() else 'no'} image shows {name}"
         reasons.append((kind, "" if said.any() else f"{name} is decided for in no image"))
     result = {}
-    for name in names:
+    for name in _names(classes, threshold):
         if name not in found:
             metric, _, of = name.partition("/")
             those = [reason for c, reason in zip(classes, reasons, strict=True) if of in ("", c)]
@@ -355,8 +355,7 @@ class Ranking(Metric):
     @property
     def names(self) -> list[str]:
         """What `compute` may answer."""
-        truth = np.eye(len(self.classes) + 1, len(self.classes), dtype=bool)  # has a value of every metric
-        return [*summarise_labels(truth.astype(float), truth, self.classes, self.threshold)]
+        return _names(self.classes, self.threshold)
 
     def update(self, probability: Tensor, target: Tensor) -> None:
         """Adds a batch: probabilities (N, K), and class numbers (N,) or 0 and 1 (N, K)."""
@@ -369,6 +368,11 @@ class Ranking(Metric):
             (torch.cat(state) if isinstance(state, list) else state).cpu() for state in (self.probability, self.target)
         )
         return summarise_labels(probability.numpy(), one_hot(target, len(self.classes)), self.classes, self.threshold)
+
+
+def _names(classes: Sequence[str], threshold: Sequence[float]) -> list[str]:
+    truth = np.eye(len(classes) + 1, len(classes), dtype=bool)  # has a value of every metric
+    return [*summarise_labels(truth.astype(float), truth, classes, threshold)]
 
 
 def one_hot(target: Tensor, classes: int) -> Bools:
