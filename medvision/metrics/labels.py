@@ -142,9 +142,8 @@ def _mcc(right: Floats, said: Floats, there: Floats) -> NDArray[np.float64]:
         said: (..., C), how many are for each class.
         there: (..., C), how many images show each.
     """
-    total = there.sum(-1)
-    spread = [total**2 - (number**2).sum(-1) for number in (said, there)]
-    covariance = right * total - (said * there).sum(-1)
+    spread = [number.sum(-1) ** 2 - (number**2).sum(-1) for number in (said, there)]
+    covariance = right * there.sum(-1) - (said * there).sum(-1)
     known = spread[0] * spread[1] > 0
     value = np.divide(covariance, np.sqrt(spread[0] * spread[1]), out=np.zeros_like(covariance), where=known)
     return np.where(spread[1] > 0, value, np.nan)
@@ -300,7 +299,8 @@ def best_decision(probability: Floats, truth: Bools, point: str | Mapping[str, f
         probability: (N,) of one class.
         truth: bool (N,).
         point: `youden`: the highest sensitivity plus specificity (Youden 1950, Cancer 3:32-35); `{"sensitivity":
-            0.95}`: the highest specificity with a sensitivity of at least that; or the reverse.
+            0.95}`: the highest specificity with a sensitivity of at least that; or the reverse, where a probability of
+            1 may leave a lower specificity as the highest that there is.
 
     Returns:
         The middle between two neighbouring probabilities, of equally good ones the nearest to 0.5; None where the
@@ -313,12 +313,14 @@ def best_decision(probability: Floats, truth: Bools, point: str | Mapping[str, f
     # cut i: what stands before i is said to be negative
     specificity = np.concatenate([[0], np.cumsum(~right)]) / (~right).sum()
     sensitivity = 1 - np.concatenate([[0], np.cumsum(right)]) / right.sum()
-    middle = np.concatenate([[values[0] / 2], (values[:-1] + values[1:]) / 2, [(values[-1] + 1) / 2]])
-    possible = np.concatenate([[True], values[1:] > values[:-1], [True]])
+    between = (values[:-1] + values[1:]) / 2
+    between = np.where(between.astype(probability.dtype) > values[:-1], between, values[1:])  # neighbouring numbers
+    middle = np.concatenate([[values[0] / 2], between, [(values[-1] + 1) / 2]])
+    possible = np.concatenate([[True], values[1:] > values[:-1], [values[-1] < 1]])
     if isinstance(point, Mapping):
         (name, least), *_ = point.items()
         own, other = (sensitivity, specificity) if name == "sensitivity" else (specificity, sensitivity)
-        possible &= own >= least - 1e-12
+        possible &= own >= min(least, own[possible].max()) - 1e-12
         possible &= other >= other[possible].max() - 1e-12  # the sum below decides between these
     youden = np.where(possible, sensitivity + specificity, -1)
     best = middle[np.isclose(youden, youden.max(), rtol=0, atol=1e-12)]
