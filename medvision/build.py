@@ -30,6 +30,7 @@ from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
 
+PROTOCOLS = ("clean", "paper")
 Training = tuple[pl.Trainer, EpochLines]
 
 
@@ -64,8 +65,8 @@ class Run:
 
     @property
     def decision(self) -> Decision:
-        """What makes masks and labels of probabilities, as stored: chosen on validation."""
-        return Decision.read(self.metrics)
+        """What makes masks and labels of probabilities, as stored; nothing before the run is finished."""
+        return Decision.read(self.metrics if self._folder.metrics.exists() else {})
 
     def fixed(self, threshold: float) -> Decision:
         """The same threshold for each class, and nothing else.
@@ -94,7 +95,10 @@ class Run:
         """The trainer with all callbacks and loggers, writing to the run folder."""
         keep_freed_memory()
         folder, cfg = self._folder, self.config
-        checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode)
+        others = {}
+        if cfg.get("protocol") == "paper":  # an older run has no protocol
+            self.data.watched, others = self.data.reported_split, {folder.paper.stem: "paper/dice"}
+        checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode, **others)
         lines = EpochLines()
         callbacks: list[pl.Callback] = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
         loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
@@ -131,7 +135,8 @@ class Run:
         trainer = self.evaluating()
         name = str(self.folder.path) if self.folder else self.data.spec.name
         device, precision = trainer.strategy.root_device, trainer.precision_plugin
-        return Trained(name, self.task, *self.data.normalisation, device, precision)
+        decision = self.decision if self.folder else Decision(())
+        return Trained(name, self.task, *self.data.normalisation, device, precision, decision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""
@@ -231,6 +236,15 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         )
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
+    if cfg.get("protocol", "clean") not in PROTOCOLS:
+        raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
+    if cfg.get("protocol") == "paper" and data.spec.target == "label":
+        raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    for choice in ("temperature", "cleaning"):
+        if cfg.get(choice, "none") not in ("none", "validation"):
+            raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
+    if cfg.get("cleaning") == "validation" and data.spec.target == "label":
+        raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)
@@ -268,8 +282,12 @@ def _resolved(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def load_run(folder: Path | str) -> Run:
+def load_run(folder: Path | str, **task: Any) -> Run:
     """Rebuilds a run from its folder, with the weights of the best epoch.
+
+    Args:
+        folder: The run folder.
+        **task: Options of the task in the place of those that it was trained with.
 
     Raises:
         MedvisionError: If the folder holds no run, or no finished epoch.
@@ -281,6 +299,7 @@ def load_run(folder: Path | str) -> Run:
     stored = read_json(place.splits) if place.splits.exists() else {}
     if "mean" in stored:  # what it was trained with, whatever data is there now, if any
         cfg.data.spec.mean, cfg.data.spec.std = stored["mean"], stored["std"]
+    cfg.task.update(task)
     run = build(cfg, pretrained=False)
     run.folder = place
     checkpoint = run.load_weights(place.require_checkpoint())

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medvision.metrics.calibration import CERTAIN
 from medvision.postprocess import Cleaning, clean
-
-SHARPEST = 1e-7  # of a float32 probability, its distance from 0 and 1 below which a logit says nothing
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,13 @@ class Decision:
     threshold: tuple[float, ...]
     temperature: tuple[float, ...] = ()
     cleaning: tuple[Cleaning, ...] = ()
+
+    def __post_init__(self) -> None:
+        """What changes nothing is none."""
+        if all(value == 1 for value in self.temperature):
+            object.__setattr__(self, "temperature", ())
+        if all(cleaning == Cleaning() for cleaning in self.cleaning):
+            object.__setattr__(self, "cleaning", ())
 
     @classmethod
     def read(cls, results: Mapping[str, Any]) -> "Decision":
@@ -61,16 +67,14 @@ class Decision:
 
     def at(self, temperature: Sequence[float]) -> "Decision":
         """With another temperature and the threshold moved with it, so that the same is decided."""
-        moved = [
-            _sigmoid(_logit(value) * before / after)
+        ones = (1.0,) * len(self.threshold)
+        moved = tuple(
+            value if before == after else _sigmoid(_logit(value) * before / after)
             for value, before, after in zip(
-                self.threshold,
-                self.temperature or [1.0] * len(self.threshold),
-                temperature or [1.0] * len(self.threshold),
-                strict=True,
+                self.threshold, self.temperature or ones, [*temperature] or ones, strict=False
             )
-        ]
-        return dataclasses.replace(self, threshold=tuple(moved), temperature=tuple(temperature))
+        )
+        return dataclasses.replace(self, threshold=moved, temperature=tuple(temperature))
 
     def calibrated(self, probability: Tensor, dim: int = 0) -> Tensor:
         """Probabilities at the temperature.
@@ -84,10 +88,10 @@ class Decision:
         if not self.temperature:
             return probability
         if not self.threshold:
-            return (probability.clamp_min(SHARPEST).log() / self.temperature[0]).softmax(dim)
+            return (probability.clamp_min(CERTAIN).log() / self.temperature[0]).softmax(dim)
         shape = [-1 if n == dim % probability.ndim else 1 for n in range(probability.ndim)]
         divisor = torch.tensor(self.temperature, dtype=probability.dtype, device=probability.device).view(shape)
-        return (probability.logit(SHARPEST) / divisor).sigmoid()
+        return (probability.logit(CERTAIN) / divisor).sigmoid()
 
     def masks(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Masks, bool (K, H, W), of calibrated probabilities (K, H, W)."""

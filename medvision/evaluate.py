@@ -1,7 +1,9 @@
 """`python -m medvision.evaluate run=<folder>`: measures a run again, from its folder alone."""
 
 import logging
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from medvision.files import writable_folder, write_json, write_text
 if TYPE_CHECKING:
     from medvision.build import Run
 
+CHOICES = ("threshold", "temperature", "cleaning")
 log = logging.getLogger("medvision.evaluate")  # __name__ is __main__ here
 
 
@@ -29,21 +32,53 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         raise MedvisionError(
             f"threshold={cfg.threshold}: expected 'stored', 'validation' or a probability above 0 and below 1"
         )
+    for choice in CHOICES[1:]:
+        if cfg[choice] not in ("stored", "none", "validation"):
+            raise MedvisionError(f"{choice}={cfg[choice]}: expected 'stored', 'none' or 'validation'")
     from medvision.build import load_run
-    from medvision.evaluation import evaluate
-    from medvision.report import print_challenge, print_details, print_table, require_finished
+    from medvision.evaluation import MaskEvaluation, choose_decision, evaluate
+    from medvision.report import (
+        both_protocols,
+        print_challenge,
+        print_details,
+        print_distances,
+        print_protocols,
+        print_table,
+        require_finished,
+    )
     from medvision.runs import RunFolder
     from medvision.tta import TestTimeAugmentation
 
     place = RunFolder(Path(cfg.run).expanduser().resolve())
     if place.config.exists():
         require_finished(place)
-    run = load_run(place.path)
+    given = {str(key): value for key, value in cfg.task.items() if value != "stored"}
+    run = load_run(place.path, **given)
     split = cfg.split or run.data.reported_split
     data = run.data.dataset(split)
     if run.metrics["fingerprint"] != run.data.cache.digest:
         log.warning("the data in %s is not what the run was trained on: other images, masks or splits", run.data.root)
     name, facts = f"{split}_{cfg.threshold}", {"epoch": run.metrics["epoch"]}
+    if "operating_point" in given and cfg.threshold != "validation":
+        raise MedvisionError(
+            f"task.operating_point={given['operating_point']} is what a threshold is chosen for, but threshold="
+            f"{cfg.threshold} is no choice; expected threshold=validation"
+        )
+    name += "".join(f"_{key}_" + re.sub(r"[^\w.]+", "_", str(value)).strip("_") for key, value in given.items())
+    name += "".join(f"_{choice}_{cfg[choice]}" for choice in CHOICES[1:] if cfg[choice] != "stored")
+    decided = run.decision
+    stored: dict[str, Any] = {
+        "threshold": decided,
+        "temperature": decided.temperature,
+        "cleaning": decided.cleaning,
+    }
+    asked = {choice: {"stored": of_run, "validation": None}.get(cfg[choice], ()) for choice, of_run in stored.items()}
+    if isinstance(cfg.threshold, int | float):
+        asked["threshold"] = run.fixed(cfg.threshold).threshold
+    if cfg.protocol not in ("clean", "paper"):
+        raise MedvisionError(f"protocol={cfg.protocol}: expected clean or paper")
+    if cfg.protocol == "paper" and (cfg.model.depth is not None or run.data.spec.target == "label"):
+        raise MedvisionError("protocol=paper measures masks of the whole network; leave it out, or model.depth")
     if (depth := cfg.model.depth) is not None:
         name += f"_depth{depth}"
         facts |= {"depth": depth, **_prune(run, depth, split)}
@@ -57,45 +92,56 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         name += f"_{cfg.tta}" + ("" if cfg.tta_mean == "probability" else f"_{cfg.tta_mean}")
         facts |= {"tta": cfg.tta, "tta_mean": cfg.tta_mean}
         log.info("measuring %d images of %s without tta", len(data), split)
-        plain = run.fixed(cfg.threshold) if isinstance(cfg.threshold, float | int) else run.decision
+        known = {choice: stored[choice] if value is None else value for choice, value in asked.items()}
+        plain = choose_decision(trainer, run.task, run.data, **known)[0]
         started = time.perf_counter()
-        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain.threshold).summary(plain)
+        others["without tta"] = evaluate(trainer, run.task, run.data, split, plain).summary(plain)
         seconds = [time.perf_counter() - started]
         run.task.tta = views
-    if cfg.threshold == "validation":
-        log.info("choosing the threshold on %d images of val", len(run.data.dataset("val")))
-        val = evaluate(trainer, run.task, run.data, "val")
-        decision = val.choose(run.task.monitor)
-    else:
-        decision = run.decision if cfg.threshold == "stored" else run.fixed(cfg.threshold)
+    if chosen := [choice for choice, value in asked.items() if value is None]:
+        log.info("choosing the %s on %d images of val", ", ".join(chosen), len(run.data.dataset("val")))
+    decision, val = choose_decision(trainer, run.task, run.data, **asked)
+    if cfg.threshold == "validation" and isinstance(val, MaskEvaluation):
+        val.draw_choice(output / f"{name}_threshold.png", run.task.chosen_by, decision.at(()))
     log.info("measuring %d images of %s", len(data), split)
     started = time.perf_counter()
-    found = evaluate(trainer, run.task, run.data, split, decision.threshold)
+    found = evaluate(trainer, run.task, run.data, split, decision)
     if cfg.tta != "none":
         seconds.append(time.perf_counter() - started)
         log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])
         facts |= {"seconds": round(seconds[1], 3), "seconds_without_tta": round(seconds[0], 3)}
     summary, intervals = found.summary(decision), {split: found.intervals(decision)}
-    details = found.details(decision)
+    details = {split: found.details(decision)}
     if any(value != 0.5 for value in decision.threshold):
-        others["at 0.5"] = found.summary(run.fixed(0.5))
+        half = replace(decision, threshold=(0.5,) * len(decision.threshold), cleaning=())
+        others["at 0.5"] = found.summary(half)
+    others |= found.beside(decision)
     write_text(output / f"{name}.csv", found.table(decision))
     found.draw(output / f"{name}.png", run.task, run.data, decision)
-    facts = decision.entries() | facts
+    if isinstance(found, MaskEvaluation):
+        found.draw_calibration(output / f"{name}_calibration.png", decision)
     if depth is not None and split in run.metrics:
         others["whole network"] = run.metrics[split]
-    elif cfg.threshold == "stored" and cfg.tta == "none" and split in run.metrics:
-        before = run.metrics[split]  # of an older run perhaps fewer metrics
-        same = before == {key: value for key, value in summary.items() if key in before}
+    elif (
+        all(cfg[choice] == "stored" for choice in CHOICES) and cfg.tta == "none" and not given and split in run.metrics
+    ):
+        before = run.metrics[split]  # an older run has fewer metrics
+        same = before == {key: summary.get(key) for key in before}
         log.info("%s the numbers in %s", "equal to" if same else "DIFFERENT from", place.metrics)
         if not same:
             others["after training"] = run.metrics[split]
+    title = ", ".join(filter(None, [split, str(decision), *(f"{key} {value}" for key, value in facts.items())]))
+    facts = decision.entries() | facts
+    if cfg.protocol == "paper":
+        facts |= {"paper": both_protocols(run, trainer, found)}
     write_json(
         output / f"{name}.json", {split: summary} | others | {"intervals": intervals, "details": details} | facts
     )
-    title = ", ".join([split, *(f"{key} {value}" for key, value in facts.items())])
-    print_table(title, {split: summary} | others, intervals, {split: details})
-    print_details(split, details)
+    print_table(title, {split: summary} | others, intervals, details)
+    print_details(split, details[split])
+    print_distances(run, {split: summary})
+    if cfg.protocol == "paper":
+        print_protocols(run, facts["paper"])
     if (challenge := run.data.spec.challenge) is not None:
         print_challenge(challenge, split, found.challenge(challenge, decision))
     print(f"pictures: {output / name}.png\nresults:  {output / name}.json")

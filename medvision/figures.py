@@ -11,12 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medvision.files import replacing
 from medvision.logger import Row
+from medvision.metrics.calibration import Reliability
 
 Pixels = NDArray[np.uint8]
 
 TILE = 224  # height of a picture in a sheet, pixels
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
-OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]
+OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", "paper/dice"]
 LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
 CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
 
@@ -142,6 +143,72 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         axes.set_xticks(np.arange(len(classes)), classes, rotation=20 if len(classes) > 2 else 0)
         axes.set_title(label)
         axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def sweep(
+    path: Path,
+    thresholds: NDArray[np.float32],
+    curves: Mapping[str, NDArray[np.float64]],
+    chosen: Sequence[float],
+    metric: str,
+    title: str,
+) -> None:
+    """Draws a metric over thresholds with the chosen ones.
+
+    Args:
+        path: The picture.
+        thresholds: T of them.
+        curves: For each class value, lower and upper bound, (3, T); NaN where there is none.
+        chosen: The threshold of each class.
+        metric: Name of the metric.
+        title: What is written above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
+        (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
+        axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.plot([at], [np.interp(at, thresholds, values)], "o", color=line.get_color())
+    axes.set(xlabel="threshold", ylabel=metric, xlim=(0, 1))
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], title: str) -> None:
+    """Draws reliability diagrams, and below each how many probabilities lie where.
+
+    Args:
+        path: The picture.
+        panels: For each class what is drawn into one diagram, by name.
+        title: What is written above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * len(panels), 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    rows = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for axes, shares, (name, drawn) in zip(*rows, panels.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+        for label, found in drawn.items():
+            there = found.count > 0
+            shown = f"{label}: ECE {found.expected_error:.4f}, Brier {found.brier:.4f}"
+            axes.plot(found.confidence[there], found.frequency[there], marker=".", label=shown)
+            shares.stairs(found.count / found.count.sum(), np.linspace(0, 1, len(found.count) + 1))
+        axes.set(ylabel="share that is there", title=name, ylim=(0, 1))
+        shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

@@ -41,7 +41,7 @@ def made(seed=0, images=5, thresholds=GRID):
         probability = np.clip(generator.normal(0.35 + 0.3 * truth, 0.25), 0, 1).astype(np.float32)
         arrays.append((probability, truth))
         rows = [[naive_counts(probability[k], truth[k], t) for k in range(2)] for t in thresholds]
-        counted.append(ImageCounts(f"image{n}", size, np.array(rows)))
+        counted.append(ImageCounts(f"image{n}", size, np.array(rows), np.array(rows)[49]))
     return arrays, MaskEvaluation("val", CLASSES, tuple(counted), thresholds)
 
 
@@ -71,7 +71,7 @@ def test_threshold_that_was_not_counted_is_refused(threshold):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_chosen_threshold_of_each_class_is_the_best(seed):
     _, evaluation = made(seed)
-    chosen = evaluation.choose("val/jaccard_image").threshold
+    chosen = evaluation.choose("jaccard_image").threshold
     for k in range(2):
         means = [scores(evaluation.counts(Decision((t, t))))["jaccard"][:, k].mean() for t in GRID.tolist()]
         assert means[round(100 * chosen[k]) - 1] == pytest.approx(max(means), abs=1e-12)
@@ -81,7 +81,7 @@ def test_the_chosen_threshold_of_each_class_is_the_best(seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_threshold_chosen_by_pooled_pixels_is_the_best(seed):
     _, evaluation = made(seed)
-    chosen = evaluation.choose("val/jaccard").threshold
+    chosen = evaluation.choose("jaccard").threshold
     for k in range(2):
         tp, fp, fn, _ = np.stack([evaluation.counts(Decision((t, t)))[:, k].sum(0) for t in GRID.tolist()]).T
         pooled = np.where(tp + fp + fn, tp / np.maximum(tp + fp + fn, 1), 1)
@@ -94,8 +94,8 @@ def test_choice_looks_at_the_grid_alone():
     counts = np.tile([1, 1, 0, 2], (len(thresholds), 1, 1))
     counts[thresholds == also] = [2, 0, 0, 2]  # better than any of the grid
     counts[thresholds == GRID[69], 0, 1] = 0
-    evaluation = MaskEvaluation("val", ("lesion",), (ImageCounts("a", (2, 2), counts),), thresholds)
-    assert evaluation.choose("val/jaccard_image") == Decision((0.7,))
+    evaluation = MaskEvaluation("val", ("lesion",), (ImageCounts("a", (2, 2), counts, counts[49]),), thresholds)
+    assert evaluation.choose("jaccard_image") == Decision((0.7,))
     assert evaluation.summary(Decision((0.505,)))["jaccard"] == 1.0
 
 
@@ -134,7 +134,9 @@ def test_intervals_lie_around_the_summary_and_grow_with_groups_that_are_alike():
 
 def test_value_that_is_not_there_is_an_empty_cell():
     counts = np.tile([0, 3, 0, 1], (99, 1, 1))
-    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts),), GRID).table(Decision((0.5,)))
+    table = MaskEvaluation("val", ("a, b",), (ImageCounts("x", (2, 2), counts, counts[49]),), GRID).table(
+        Decision((0.5,))
+    )
     (row,) = csv.DictReader(io.StringIO(table))
     assert (row["class"], row["sensitivity"], row["precision"]) == ("a, b", "", "0.0")
 
@@ -180,7 +182,7 @@ def naive_probability(image, spec):
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_split_is_measured_at_the_original_sizes(data, task, trainer, split):
-    evaluation = evaluate(trainer, task, data, split, also=[0.333])
+    evaluation = evaluate(trainer, task, data, split, Decision((0.333,)))
     samples = sorted(data.splits[split], key=lambda sample: sample.id)
     assert (evaluation.split, evaluation.classes) == (split, ("lesion",))
     assert [image.id for image in evaluation.images] == [sample.id for sample in samples]
@@ -201,21 +203,21 @@ def test_a_split_is_measured_at_the_original_sizes(data, task, trainer, split):
 
 def test_a_second_evaluation_forgets_the_first(data, task, trainer):
     first = evaluate(trainer, task, data, "test")
-    evaluate(trainer, task, data, "val", also=[0.123])
+    evaluate(trainer, task, data, "val", Decision((0.123,)))
     again = evaluate(trainer, task, data, "test")
     assert len(again.thresholds) == 99
     assert again.table(Decision((0.5,))) == first.table(Decision((0.5,)))
 
 
 def test_a_threshold_of_the_grid_is_not_counted_twice(data, task, trainer):
-    evaluation = evaluate(trainer, task, data, "val", also=[0.07, 0.5])
+    evaluation = evaluate(trainer, task, data, "val", Decision((0.07,)))
     np.testing.assert_array_equal(evaluation.thresholds, GRID)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, float("nan")])
 def test_threshold_that_is_no_probability_is_refused(data, task, trainer, threshold):
     with pytest.raises(MedvisionError, match=f"threshold is {threshold}; expected .* above 0 and below 1"):
-        evaluate(trainer, task, data, "val", also=[0.5, threshold])
+        evaluate(trainer, task, data, "val", Decision((0.5, threshold)))
 
 
 def test_unknown_split_is_refused(data, task, trainer):

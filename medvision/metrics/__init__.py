@@ -1,7 +1,7 @@
 """Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities, intervals."""
 
 from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
-from medvision.metrics.challenge import OF_LABELS, OF_MASKS
+from medvision.metrics.challenge import OF_LABELS, OF_MASKS, unetpp_iou
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import (
     NAMES,
@@ -18,19 +18,23 @@ from medvision.metrics.labels import (
     undefined_labels,
 )
 from medvision.metrics.overlap import (
+    CHOICES,
     COUNTS,
     EMPTY,
     GRID,
     Overlap,
+    best_columns,
     best_threshold,
     count,
     histogram,
+    image_scores,
     scores,
     summarise,
 )
 
 __all__ = [
     "BOUNDARY",
+    "CHOICES",
     "COUNTS",
     "EMPTY",
     "GRID",
@@ -41,6 +45,7 @@ __all__ = [
     "Bootstrap",
     "Overlap",
     "Ranking",
+    "best_columns",
     "best_decision",
     "best_threshold",
     "boundary_scores",
@@ -50,6 +55,7 @@ __all__ = [
     "decide",
     "delong",
     "histogram",
+    "image_scores",
     "interval",
     "one_hot",
     "scores",
@@ -59,4 +65,5 @@ __all__ = [
     "summarise_labels",
     "surface_distances",
     "undefined_labels",
+    "unetpp_iou",
 ]

@@ -79,6 +79,19 @@ def test_a_threshold_for_exclusive_classes_is_refused(run, cli):
         assert "phantom_insects has exclusive classes" in found.stderr
 
 
+def test_another_operating_point_is_chosen_on_validation(run, cli):
+    data, folder, _ = run
+    asked = ["threshold=validation", "task.operating_point={specificity:1}", "split=val"]
+    if data == "phantom_melanoma":
+        cli("evaluate", f"run={folder}", *asked)
+        found = folder / "evaluations" / "val_validation_operating_point_specificity_1.json"
+        assert json.loads(found.read_text())["val"]["specificity"] == 1
+        refused = cli("evaluate", f"run={folder}", asked[1], code=1).stderr
+        assert "is what a threshold is chosen for, but threshold=stored is no choice" in refused
+    else:
+        assert "phantom_insects has exclusive classes" in cli("evaluate", f"run={folder}", *asked, code=1).stderr
+
+
 def test_predictions_are_those_of_evaluation(run, cli, tmp_path, monkeypatch):
     data, folder, _ = run
     for name, value in cli.environment.items():
