@@ -299,8 +299,8 @@ def best_decision(probability: Floats, truth: Bools, point: str | Mapping[str, f
         probability: (N,) of one class.
         truth: bool (N,).
         point: `youden`: the highest sensitivity plus specificity (Youden 1950, Cancer 3:32-35); `{"sensitivity":
-            0.95}`: the highest specificity with a sensitivity of at least that; or the reverse, where a probability of
-            1 may leave a lower specificity as the highest that there is.
+            0.95}`: the highest specificity with a sensitivity of at least that, or the reverse. Where probabilities of
+            0 or 1 stand in the way, since a threshold lies between, the highest that there is.
 
     Returns:
         The middle between two neighbouring probabilities, of equally good ones the nearest to 0.5; None where the
@@ -316,7 +316,7 @@ def best_decision(probability: Floats, truth: Bools, point: str | Mapping[str, f
     between = (values[:-1] + values[1:]) / 2
     between = np.where(between.astype(probability.dtype) > values[:-1], between, values[1:])  # neighbouring numbers
     middle = np.concatenate([[values[0] / 2], between, [(values[-1] + 1) / 2]])
-    possible = np.concatenate([[True], values[1:] > values[:-1], [values[-1] < 1]])
+    possible = np.concatenate([[values[0] > 0], values[1:] > values[:-1], [values[-1] < 1]])
     if isinstance(point, Mapping):
         (name, least), *_ = point.items()
         own, other = (sensitivity, specificity) if name == "sensitivity" else (specificity, sensitivity)
