@@ -434,14 +434,9 @@ class LabelEvaluation(Evaluation):
         shown = f"{min(len(wrong), TILES)} of {len(wrong)} mistakes among {len(order)} images, the surest first"
         title = f"{self.split}: {shown}, with the probability that their truth was given"
         figures.gallery(path.with_stem(f"{path.stem}_mistakes"), tiles(wrong[:TILES]), [], title)
-        intervals = self.intervals(decision)
-        values = {
-            name: f"{value:.3f}" + (" ({:.3f} to {:.3f})".format(*intervals[name]) if name in intervals else "")
-            for name, value in self.summary(decision).items()
-        }
         label_figures.page(
             path.with_stem(f"{path.stem}_curves"), self.probability, self.truth, decided, self.classes,
-            decision.threshold, Bootstrap(len(self.ids), self.groups), values,
+            decision.threshold, Bootstrap(len(self.ids), self.groups, resamples=500), self.summary(decision),
             f"{self.split}, {len(order)} images" + (f", {decision}" if str(decision) else ""),
         )  # fmt: skip
 

@@ -43,7 +43,7 @@ def page(
     classes: Sequence[str],
     threshold: Sequence[float],
     bootstrap: Bootstrap,
-    values: Mapping[str, str],
+    values: Mapping[str, float],
     title: str,
 ) -> None:
     """Draws ROC, precision-recall, reliability, histograms of the scores and the confusion matrix.
@@ -59,8 +59,7 @@ def page(
         classes: The K names.
         threshold: Of each class; none where exactly one class is there, which makes one confusion matrix of all.
         bootstrap: Of the N images.
-        values: What is written of `auroc`, `average_precision`, `ece` and `brier`, as `<name>` of a single class, else
-            as `<name>/<class>`.
+        values: Metrics as `metrics.summarise_labels` names them, of which some are written.
         title: Stands above.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
@@ -73,7 +72,7 @@ def page(
         zip(classes, figure.subplots(len(classes), len(PANELS), squeeze=False), strict=True)
     ):
         p, t, d = probability[:, k], truth[:, k], decided[:, k]
-        said = {key.partition("/")[0]: text for key, text in values.items() if key.partition("/")[2] in ("", name)}
+        of_class = f"/{name}" if len(classes) > 1 else ""
         _curves(row[0], row[1], p, t, d, bootstrap)
         _reliability(row[2], p, t)
         _scores(row[3], p, t, name, threshold[k] if len(threshold) else None)
@@ -83,10 +82,10 @@ def page(
             _matrix(row[4], confusion(truth, decided), classes)
         else:
             row[4].axis("off")
-        numbers = ("auroc", "average_precision", "ece", "brier", "")
-        for axes, panel, metric in zip(row, PANELS, numbers, strict=True):
-            of = f"{panel} of {name}" if axes is not row[-1] or len(threshold) else "" if k else panel
-            axes.set_title(of + (f"\n{metric} {said[metric]}" if metric in said else ""), fontsize=10)
+        for axes, panel, metric in zip(row, PANELS, ("auroc", "average_precision", "ece", "brier", ""), strict=True):
+            title = f"{panel} of {name}" if axes is not row[-1] or len(threshold) else "" if k else panel
+            value = values.get(f"{metric}{of_class}")
+            axes.set_title(title + ("" if value is None else f"\n{metric} {value:.3f}"), fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 
@@ -150,7 +149,7 @@ def _reliability(axes: Any, probability: Floats, truth: Bools) -> None:
     axes.plot(found.confidence[known], found.frequency[known], linewidth=0.8, label="how often it was there")
     axes.scatter(found.confidence[known], found.frequency[known], s=6 + 300 * share[known])  # few images, a small dot
     axes.set(xlabel="probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.legend(fontsize=7, loc="upper left")
+    axes.legend(fontsize=7)
 
 
 def _scores(axes: Any, probability: Floats, truth: Bools, name: str, threshold: float | None) -> None:

@@ -165,7 +165,7 @@ def test_a_page(classes, exclusive, tmp_path, monkeypatch):
     one.truth[:, -1] &= exclusive  # of the last class no image
     decision = Decision(() if exclusive else (0.4,) * len(classes))
     decided = one.probability >= 0.4
-    values = {("auroc" if len(classes) == 1 else f"auroc/{c}"): f"of {c}" for c in classes}
+    values = {("auroc" if len(classes) == 1 else f"auroc/{c}"): n / 8 for n, c in enumerate(classes)}
     drawn = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
@@ -174,7 +174,7 @@ def test_a_page(classes, exclusive, tmp_path, monkeypatch):
         tmp_path / "x.png", one.probability, one.truth, decided, classes, decision.threshold, bootstrap, values, "title"
     )
     titles = [axes.get_title() for axes in drawn[0].axes]
-    assert titles[::5] == [f"ROC of {c}\nauroc of {c}" for c in classes]
+    assert titles[::5] == [f"ROC of {c}\nauroc {n / 8:.3f}" for n, c in enumerate(classes)]
     texts = ["".join(text.get_text() for text in axes.texts) for axes in drawn[0].axes]
     assert ("not defined:\nno image shows the class" in texts[-5:]) != exclusive
     shown = [int(text.get_text()) for text in drawn[0].axes[4].texts]
