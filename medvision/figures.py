@@ -206,7 +206,7 @@ def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], tit
             axes.plot(found.confidence[there], found.frequency[there], marker=".", label=shown)
             shares.stairs(found.count / found.count.sum(), np.linspace(0, 1, len(found.count) + 1))
         axes.set(ylabel="share that is there", title=name, ylim=(0, 1))
-        shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log")
+        shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log", ylim=(1e-5, 1))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     with replacing(path) as temporary:

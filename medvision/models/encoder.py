@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from medvision.models.cpu import suit_cpu
 from medvision.models.initialise import initialise
 from medvision.models.network import Network
 from medvision.models.options import whole_number
@@ -105,7 +106,7 @@ class EncoderModel(Network):
         """
         if not isinstance(freeze_encoder, bool):
             whole_number("freeze_encoder", freeze_encoder)
-        encoder = self.get_submodule(self.encoder_at)
+        encoder = suit_cpu(self.get_submodule(self.encoder_at))
         initialise(self, init, skip=encoder if pretrained else None)
         self._freeze_encoder = freeze_encoder
         # Libraries fix some parameters, such as position codes, for good.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.cpu import channels_last
 from medvision.models.encoder import EncoderModel, fix_unused
 from medvision.models.options import one_of, share, whole_number
 from medvision.models.padding import crop_like, pad_to_multiple
@@ -55,8 +56,8 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine one feature map."""
-        x = self.dropout(F.relu(self.norm1(self.conv1(self.pool(x)))))
-        return F.relu(self.norm2(self.conv2(x)))
+        x = self.dropout(F.relu(self.norm1(self.conv1(self.pool(x))), inplace=True))
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
 
 
 class ResidualBlock(nn.Module):
@@ -75,12 +76,15 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = conv3x3(out_channels, out_channels)
         same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        self.stride = stride
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine one feature map."""
-        inner = self.dropout(F.relu(self.norm(self.conv1(self.before(x)))))
-        refined: Tensor = self.conv2(inner) + self.shortcut(x)
+        inner = self.dropout(F.relu(self.norm(self.conv1(self.before(x))), inplace=True))
+        # Not a strided 1x1 convolution: with channels last and fewer than 16 of them, oneDNN 3.13 writes
+        # beyond the end of its gradient.
+        refined: Tensor = self.conv2(inner) + self.shortcut(x[..., :: self.stride, :: self.stride])
         return refined
 
 
@@ -296,7 +300,7 @@ class UNetFamily(EncoderModel):
             level, main first.
         """
         # Two pixels a side or more at the deepest level: one alone cannot be normalised in training.
-        padded = pad_to_multiple(image, self.stride, minimum=2 * self.stride)
+        padded = channels_last(pad_to_multiple(image, self.stride, minimum=2 * self.stride))
         *skips, x = self.encoder(padded)
         decoded: list[Tensor] = []
         for level, skip in zip(reversed(self.levels), reversed(skips), strict=True):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.errors import MedvisionError
+from medvision.models.cpu import channels_last
 from medvision.models.initialise import initialise
 from medvision.models.network import Network
 from medvision.models.options import whole_number
@@ -124,7 +125,7 @@ class UNetPP(Network):
 
     def _top_row(self, image: Tensor) -> list[Tensor]:
         """Features of x(0, 1) ... x(0, L) on the padded image."""
-        x = pad_to_multiple(image, self.stride)
+        x = channels_last(pad_to_multiple(image, self.stride))
         rows: list[list[Tensor]] = []
         for i in range(self.depth + 1):
             rows.append([self.nodes[f"x{i}_0"](F.max_pool2d(x, 2) if i else x)])

@@ -39,6 +39,8 @@ def oracle(name, truth, predicted, empty=1.0):
         return value if (value := oracle("jaccard", truth, predicted, empty)) >= 0.65 else 0
     truth, predicted = np.asarray(truth).ravel(), np.asarray(predicted).ravel()
     undefined = name not in ("dice", "jaccard") and (truth.any() or predicted.any())
+    if np.isnan(empty) and name in ("dice", "jaccard"):  # which take no NaN
+        return oracle(name, truth, predicted, 0.0) if truth.any() or predicted.any() else empty
     return ORACLES[name](truth, predicted, zero_division=np.nan if undefined else empty)
 
 
