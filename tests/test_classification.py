@@ -11,6 +11,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+from medvision import cli
+from medvision.build import build
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.evaluation import LabelEvaluation
@@ -84,6 +86,20 @@ def test_a_training_with_mixed_batches_resumes_to_the_same_weights(spec, tmp_pat
 def test_refusals(kind, options, said, spec):
     with pytest.raises(MedvisionError, match=said):
         task_of(spec(kind, target="label", image_size=8), **options)
+
+
+def test_an_epoch_cannot_be_chosen_by_what_validation_cannot_have(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDVISION_CACHE", str(tmp_path))
+    tiny = ["data=phantom_melanoma", "model=resnet18", "data.images={train:12,test:8}"]
+    run = build(cli.compose("train", tiny))
+    assert not any(sample.labels for sample in run.data.splits["val"])
+    said = (
+        r"task.monitor=val/average_precision is not defined where no image shows malignant, as in the 2 of val; choose"
+    )
+    with pytest.raises(MedvisionError, match=said):
+        run.check_monitor()
+    build(cli.compose("train", [*tiny, "task.monitor=val/loss", "task.mode=min"])).check_monitor()
+    build(cli.compose("train", [*tiny, "data.images={train:40,test:8}"])).check_monitor()
 
 
 def made(classes=("m",), exclusive=False, images=60, **changes):

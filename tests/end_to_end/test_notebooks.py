@@ -14,7 +14,7 @@ def folder(path, finished, cli):
     if path.stem != "classification":
         return finished[0]
     run = cli.root / "labels"
-    small = ["model=resnet18", "data.images={train:12,test:8}", "data.image_size=32", "trainer.max_epochs=1"]
+    small = ["model=resnet18", "data.images={train:40,test:8}", "data.image_size=32", "trainer.max_epochs=1"]
     cli("train", "data=phantom_melanoma", *small, f"hydra.run.dir={run}")
     return run
 
