@@ -28,7 +28,7 @@ def test_notebook_runs_on_a_finished_run(path, folder, cli, monkeypatch):
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
-    shown = "ResNet" if path.stem == "classification" else "UNetV2"
+    shown = "Classifier resnet18" if path.stem == "classification" else "UNetV2"
     assert any(shown in output.get("text", "") for output in outputs)
 
 
