@@ -23,7 +23,7 @@ from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
-from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS
+from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
 from medvision.prediction import Trained
 from medvision.runs import RunFolder
@@ -115,6 +115,24 @@ class Run:
             if isinstance(callback, Average):
                 callback.check(trainer)
         return trainer, lines
+
+    def check_monitor(self) -> None:
+        """Refuses to choose the epoch by a metric that labels of validation cannot have: none would be the best.
+
+        Raises:
+            MedvisionError: With the reason.
+        """
+        metric = self.task.monitor.removeprefix("val/")
+        if isinstance(self.task, ClassificationTask) and metric != "loss":
+            classes = range(len(self.data.spec.classes))
+            truth = np.array([[k in sample.labels for k in classes] for sample in self.data.splits["val"]])
+            threshold = [] if self.task.exclusive else [0.5] * len(classes)
+            missing = undefined_labels(truth.astype(float), truth, self.data.spec.classes, threshold)
+            if metric in missing:
+                raise MedvisionError(
+                    f"task.monitor={self.task.monitor} is not defined where {missing[metric]}, as in the "
+                    f"{len(truth)} of val; choose task.monitor=val/loss task.mode=min, or another split"
+                )
 
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Loads the weights of a Lightning checkpoint into the task and returns the checkpoint.

@@ -1,6 +1,7 @@
 """`python -m medvision.evaluate run=<folder>`: measures a run again, from its folder alone."""
 
 import logging
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.report import (
         both_protocols,
         print_challenge,
+        print_details,
         print_distances,
         print_protocols,
         print_table,
@@ -57,7 +59,12 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     if run.metrics["fingerprint"] != run.data.cache.digest:
         log.warning("the data in %s is not what the run was trained on: other images, masks or splits", run.data.root)
     name, facts = f"{split}_{cfg.threshold}", {"epoch": run.metrics["epoch"]}
-    name += "".join(f"_{key}_{value}" for key, value in given.items())
+    if "operating_point" in given and cfg.threshold != "validation":
+        raise MedvisionError(
+            f"task.operating_point={given['operating_point']} is what a threshold is chosen for, but threshold="
+            f"{cfg.threshold} is no choice; expected threshold=validation"
+        )
+    name += "".join(f"_{key}_" + re.sub(r"[^\w.]+", "_", str(value)).strip("_") for key, value in given.items())
     name += "".join(f"_{choice}_{cfg[choice]}" for choice in CHOICES[1:] if cfg[choice] != "stored")
     decided = run.decision
     stored: dict[str, Any] = {
@@ -104,6 +111,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds[1], seconds[0])
         facts |= {"seconds": round(seconds[1], 3), "seconds_without_tta": round(seconds[0], 3)}
     summary, intervals = found.summary(decision), {split: found.intervals(decision)}
+    details = {split: found.details(decision)}
     if any(value != 0.5 for value in decision.threshold):
         half = replace(decision, threshold=(0.5,) * len(decision.threshold), cleaning=())
         others["at 0.5"] = found.summary(half)
@@ -126,8 +134,11 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     facts = decision.entries() | facts
     if cfg.protocol == "paper":
         facts |= {"paper": both_protocols(run, trainer, found)}
-    write_json(output / f"{name}.json", {split: summary} | others | {"intervals": intervals} | facts)
-    print_table(title, {split: summary} | others, intervals)
+    write_json(
+        output / f"{name}.json", {split: summary} | others | {"intervals": intervals, "details": details} | facts
+    )
+    print_table(title, {split: summary} | others, intervals, details)
+    print_details(split, details[split])
     print_distances(run, {split: summary})
     if cfg.protocol == "paper":
         print_protocols(run, facts["paper"])

@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from medvision import figures
+from medvision import figures, label_figures
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.files import write_text
+from medvision.label_figures import confusion
 from medvision.metrics import (
     BOUNDARY,
     COUNTS,
@@ -28,10 +29,12 @@ from medvision.metrics import (
     GRID,
     OF_LABELS,
     OF_MASKS,
+    YOUDEN,
     Bootstrap,
     best_decision,
     best_threshold,
     decide,
+    delong,
     image_scores,
     interval,
     one_hot,
@@ -40,6 +43,7 @@ from medvision.metrics import (
     summarise_intervals,
     summarise_label_intervals,
     summarise_labels,
+    undefined_labels,
     unetpp_iou,
 )
 from medvision.metrics.calibration import CERTAIN, Calibration, fit_temperature
@@ -47,6 +51,8 @@ from medvision.postprocess import Cleaning, best_option
 from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
 
 log = logging.getLogger(__name__)
+
+TILES = 24  # images of a sheet of labels
 
 
 class Evaluation(ABC):
@@ -86,6 +92,10 @@ class Evaluation(ABC):
     @abstractmethod
     def challenge(self, name: str, decision: Decision) -> dict[str, float]:
         """The scores of a challenge, as its organisers compute them (see `metrics.challenge`)."""
+
+    def details(self, decision: Decision) -> dict[str, Any]:
+        """What else is known, for `metrics.json`; of masks nothing."""
+        return {}
 
     @abstractmethod
     def rows(self, decision: Decision) -> Iterator[list[object]]:
@@ -310,6 +320,7 @@ class LabelEvaluation(Evaluation):
         truth: bool (N, K).
         groups: What each image belongs to, as a patient; None where that is not known.
         raw: The probabilities before a temperature was applied; None: those that there are.
+        operating_point: What thresholds are chosen for, see `metrics.best_decision`.
     """
 
     split: str
@@ -320,6 +331,7 @@ class LabelEvaluation(Evaluation):
     truth: NDArray[np.bool_]
     groups: tuple[str, ...] | None = None
     raw: NDArray[np.float32] | None = None
+    operating_point: str | Mapping[str, float] = YOUDEN
 
     def temperatures(self) -> tuple[float, ...]:
         """The temperature of each class, or of all exclusive ones, with the highest likelihood of the truth."""
@@ -346,11 +358,12 @@ class LabelEvaluation(Evaluation):
         return Decision(() if self.exclusive else (0.5,) * len(self.classes))
 
     def choose(self, by: str) -> Decision:
-        """For each class the threshold with the highest sensitivity plus specificity."""
+        """For each class the threshold of the operating point."""
         if self.exclusive:
             return Decision(())
-        chosen = [best_decision(self.probability[:, k], self.truth[:, k]) for k in range(len(self.classes))]
-        return Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
+        each = zip(self.probability.T, self.truth.T, self.classes, strict=True)
+        chosen = [(best_decision(p, t, self.operating_point), name) for p, t, name in each]
+        return Decision(tuple(_or_half(*best, self.split) for best in chosen))
 
     def summary(self, decision: Decision) -> dict[str, float]:
         """Metrics of the ranking, and of the decision."""
@@ -367,6 +380,25 @@ class LabelEvaluation(Evaluation):
         both = self.truth.any() and not self.truth.all()
         return OF_LABELS[name](self.probability, self.truth) if both else {}
 
+    def details(self, decision: Decision) -> dict[str, Any]:
+        """What is no number with a bootstrap interval.
+
+        Returns:
+            `not_defined`, the reason for each metric without a value; `delong`, the AUROC's interval by DeLong, for
+            images without groups, which it takes for independent; `confusion`: of exclusive classes the images that
+            show class i (rows) and are decided for class j (columns), else for each class that of its absence and it.
+        """
+        decided = decide(self.probability, decision.threshold)
+        missing = undefined_labels(self.probability, self.truth, self.classes, decision.threshold)
+        delongs: dict[str, tuple[float, float]] = {}
+        for k, name in enumerate(self.classes if self.groups is None else ()):
+            bounds = delong(self.probability[:, k], self.truth[:, k])
+            delongs |= {} if bounds is None else {"auroc" if len(self.classes) == 1 else f"auroc/{name}": bounds}
+        each = {name: confusion(self.truth[:, k], decided[:, k]).tolist() for k, name in enumerate(self.classes)}
+        found = {"delong": delongs, "not_defined": missing}
+        matrix = confusion(self.truth, decided).tolist() if self.exclusive else each
+        return {name: value for name, value in found.items() if value} | {"confusion": matrix}
+
     def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
         decided = decide(self.probability, decision.threshold)
@@ -377,18 +409,36 @@ class LabelEvaluation(Evaluation):
                 yield [image, name, at, int(self.truth[n, k]), float(self.probability[n, k]), int(decided[n, k])]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
-        """Draws images from the one to whose truth the least probability is given to that with the most."""
+        """Draws images from the one to whose truth the least probability is given to that with the most.
+
+        Beside it, as `<name>_curves.png` and `<name>_mistakes.png`, the page of `label_figures` and the mistakes with
+        the least.
+        """
         given = np.where(self.truth, self.probability, 1 - self.probability).min(1)
         decided, order = decide(self.probability, decision.threshold), np.argsort(given, kind="stable")
         samples = {sample.id: sample for sample in data.splits[self.split]}
-        tiles = []
-        for n in _spaced(order, 24):
-            picture, masks = samples[self.ids[n]].read(data.spec.in_channels)
-            said, there = (figures.named(self.classes, values[n]) for values in (decided, self.truth))
-            verdict = there if said == there else f"{there}, not {said}"
-            tiles.append(figures.Tile(f"{given[n]:.2f} {verdict}", picture, masks.transpose(2, 0, 1)[:0] > 0))
-        title = f"{self.split}: {len(tiles)} of {len(self.ids)} images, by the probability that their truth was given"
-        figures.gallery(path, tiles, [], title)
+
+        def tiles(numbers: Sequence[int]) -> list[figures.Tile]:
+            result = []
+            for n in numbers:
+                picture, masks = samples[self.ids[n]].read(data.spec.in_channels)
+                said, there = (figures.named(self.classes, values[n]) for values in (decided, self.truth))
+                verdict = there if said == there else f"{there}, said {said}"
+                result.append(figures.Tile(f"{given[n]:.2f} {verdict}", picture, masks.transpose(2, 0, 1)[:0] > 0))
+            return result
+
+        spaced = _spaced(order, TILES)
+        title = f"{self.split}: {len(spaced)} of {len(order)} images, by the probability that their truth was given"
+        figures.gallery(path, tiles(spaced), [], title)
+        wrong = [int(n) for n in order if (decided[n] != self.truth[n]).any()]
+        shown = f"{min(len(wrong), TILES)} of {len(wrong)} mistakes among {len(order)} images, the surest first"
+        title = f"{self.split}: {shown}, with the probability that their truth was given"
+        figures.gallery(path.with_stem(f"{path.stem}_mistakes"), tiles(wrong[:TILES]), [], title)
+        label_figures.page(
+            path.with_stem(f"{path.stem}_curves"), self.probability, self.truth, decided, self.classes,
+            decision.threshold, Bootstrap(len(self.ids), self.groups, resamples=500), self.summary(decision),
+            f"{self.split}, {len(order)} images" + (f", {decision}" if str(decision) else ""),
+        )  # fmt: skip
 
 
 def evaluate(
@@ -436,7 +486,9 @@ def evaluate(
     probability = torch.stack([image.probability for image in scored]).numpy()
     ids = tuple(image.id for image in scored)
     groups = tuple(group.get(name, name) for name in ids) if group else None
-    found = LabelEvaluation(split, classes, task.exclusive, ids, probability, truth, groups)
+    found = LabelEvaluation(
+        split, classes, task.exclusive, ids, probability, truth, groups, operating_point=task.operating_point
+    )
     return found if decision is None else found.at(decision.temperature)
 
 

@@ -64,12 +64,14 @@ def finish(place: RunFolder) -> None:
     beside: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
             found = val if split == "val" and val else evaluate(trainer, run.task, run.data, split, decision)
             reported = found
             results[split], beside[split] = found.summary(decision), found.beside(decision)
             intervals[split] = found.intervals(decision)
+            details[split] = found.details(decision)
             if run.data.spec.challenge is not None:
                 challenge[split] = found.challenge(run.data.spec.challenge, decision)
             write_text(place.results(split), found.table(decision))
@@ -87,6 +89,7 @@ def finish(place: RunFolder) -> None:
         | {
             "beside": beside,
             "intervals": intervals,
+            "details": details,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
@@ -117,7 +120,7 @@ def print_protocols(run: Run, found: Mapping[str, Any]) -> None:
     """Prints what `both_protocols` found, and what is what."""
     size, chooser = "x".join(map(str, run.data.spec.image_size)), run.data.reported_split
     columns = {name: found[name] for name in ("clean", "paper") if name in found}
-    print_table(f"{found['split']} at network size {size}, probability 0.5", columns, {})
+    print_table(f"{found['split']} at network size {size}, probability 0.5", columns, {}, {})
     print(f"clean: epoch {found['clean']['epoch']}, chosen on val by {run.task.monitor}")
     if "paper" in found:
         print(
@@ -153,7 +156,10 @@ def show(place: RunFolder, run: Run) -> None:
     if run.decision.threshold:
         title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
     beside = {f"{s} {name}": of for s, found in metrics.get("beside", {}).items() for name, of in found.items()}
-    print_table(title, splits | beside, metrics.get("intervals", {}))
+    details = metrics.get("details", {})
+    print_table(title, splits | beside, metrics.get("intervals", {}), details)
+    for split in splits:
+        print_details(split, details.get(split, {}))
     print_distances(run, splits)
     if "paper" in metrics:
         print_protocols(run, metrics["paper"])
@@ -166,20 +172,36 @@ def show(place: RunFolder, run: Run) -> None:
 
 
 def print_table(
-    title: str, columns: dict[str, dict[str, float]], intervals: Mapping[str, Mapping[str, Sequence[float]]]
+    title: str,
+    columns: dict[str, dict[str, float]],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]],
+    details: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Prints metrics, a column for each split, and beside it one for its intervals if it has any."""
-    known = [key for values in columns.values() for key in values]
+    missing = {name: found.get("not_defined", {}) for name, found in details.items()}
+    known = [key for values in [*columns.values(), *missing.values()] for key in values]
     per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
     shown = [*(name for name in (SHOWN if SHOWN[0] in known else NAMES) if name in known), *per_class]
     header, cells = ["metric"], [shown]
     for name, values in columns.items():
         header.append(name)
-        cells.append([f"{values[m]:.4f}" if m in values else "-" for m in shown])
+        undefined = missing.get(name, {})
+        cells.append([f"{values[m]:.4f}" if m in values else "not defined" if m in undefined else "-" for m in shown])
         if bounds := intervals.get(name):
             header.append("95 %")
             cells.append(["{:.3f} to {:.3f}".format(*bounds[m]) if m in bounds else "-" for m in shown])
     print_rows(title, header, [*zip(*cells, strict=True)])
+
+
+def print_details(split: str, details: Mapping[str, Any]) -> None:
+    """Prints what `Evaluation.details` has of AUROCs by DeLong and of metrics without a value."""
+    for name, (low, high) in details.get("delong", {}).items():
+        print(f"{name} of {split}, 95 % by DeLong: {low:.3f} to {high:.3f}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in details.get("not_defined", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        print(f"not defined on {split}, where {reason}: {', '.join(names)}")
 
 
 def print_challenge(name: str, split: str, values: Mapping[str, float]) -> None:

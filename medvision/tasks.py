@@ -1,6 +1,6 @@
 """LightningModules: how a model is trained and measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -16,8 +16,19 @@ from torch.optim import Optimizer
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
-from medvision.metrics import CHOICES, GRID, Overlap, Ranking, boundary_scores, count, histogram
+from medvision.metrics import (
+    CHOICES,
+    GRID,
+    YOUDEN,
+    Overlap,
+    Ranking,
+    boundary_scores,
+    check_operating_point,
+    count,
+    histogram,
+)
 from medvision.metrics.calibration import Calibration
+from medvision.mixing import mix
 from medvision.models import EncoderModel
 from medvision.optim import OneCycle, Parameters, needs_metric
 from medvision.postprocess import option_counts
@@ -200,10 +211,13 @@ class Task(pl.LightningModule):
         return Parameters(trained, layers)
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
-        outputs = self(batch["image"])
-        loss: Tensor = self.loss(outputs, batch["target"])
+        outputs, loss = self._loss(batch, split)
         self.losses[split].append((loss.detach(), len(batch["image"])))
         return outputs, loss
+
+    def _loss(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
+        outputs = self(batch["image"])
+        return outputs, self.loss(outputs, batch["target"])
 
     def _log_epoch(self, split: str) -> None:
         losses, images = zip(*self.losses[split], strict=True)
@@ -324,9 +338,13 @@ class ClassificationTask(Task):
         model: `forward(image) -> logits`.
         loss: `loss(logits, target) -> scalar`.
         optimizer: See `Task`; so are `scheduler`, `spec`, `monitor`, `mode`, `seed`, `channels_last`.
+        mixup: See `mixing.mix`, by which training batches are mixed; so is `cutmix`. Metrics of training are then of
+            mixed images, whose truth is that of the larger share.
+        operating_point: What the threshold of each class is chosen for, see `metrics.best_decision`.
 
     Raises:
-        MedvisionError: If `monitor` is not logged or `mode` is neither.
+        MedvisionError: If `monitor` is not logged or `mode` is neither, a strength is negative, or `operating_point` is
+            unknown or asked for where the most probable class is decided for.
     """
 
     def __init__(
@@ -338,12 +356,25 @@ class ClassificationTask(Task):
         spec: DataSpec,
         monitor: str = "val/accuracy",
         mode: Literal["max", "min"] = "max",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        operating_point: str | Mapping[str, float] = YOUDEN,
         seed: int = 0,
         channels_last: bool = False,
     ) -> None:
         self.exclusive = spec.kind == "multiclass"
+        for name, strength in (("mixup", mixup), ("cutmix", cutmix)):
+            if strength < 0:
+                raise MedvisionError(f"task.{name} is {strength}; expected 0 (off) or more")
+        check_operating_point(operating_point)
+        if self.exclusive and operating_point != YOUDEN:
+            raise MedvisionError(
+                f"task.operating_point={operating_point}: {spec.name} has exclusive classes, of which the most "
+                "probable is decided for; leave it out"
+            )
         measures: dict[str, Overlap | Ranking] = {s: Ranking(spec.classes, self.exclusive) for s in ("train", "val")}
         super().__init__(model, loss, optimizer, scheduler, spec, measures, monitor, mode, seed, channels_last)
+        self.mixup, self.cutmix, self.operating_point = mixup, cutmix, operating_point
         self.scored: list[ImageScores] = []
 
     def activate(self, logits: Tensor) -> Tensor:
@@ -360,6 +391,13 @@ class ClassificationTask(Task):
         for name, values, target in zip(batch["id"], probability, batch["target"].cpu(), strict=True):
             require_numbers(values, name)
             self.scored.append(ImageScores(name, values, target))
+
+    def _loss(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
+        if split != "train" or not (self.mixup or self.cutmix):
+            return super()._loss(batch, split)
+        image, order, share = mix(batch["image"], self.mixup, self.cutmix)
+        outputs, target = self(image), batch["target"]
+        return outputs, share * self.loss(outputs, target) + (1 - share) * self.loss(outputs, target[order])
 
 
 def require_numbers(probability: Tensor, name: str) -> None:

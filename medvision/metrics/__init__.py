@@ -5,12 +5,17 @@ from medvision.metrics.challenge import OF_LABELS, OF_MASKS, unetpp_iou
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import (
     NAMES,
+    YOUDEN,
     Ranking,
     best_decision,
+    check_operating_point,
+    cumulate,
     decide,
+    delong,
     one_hot,
     summarise_label_intervals,
     summarise_labels,
+    undefined_labels,
 )
 from medvision.metrics.overlap import (
     CHOICES,
@@ -36,6 +41,7 @@ __all__ = [
     "NAMES",
     "OF_LABELS",
     "OF_MASKS",
+    "YOUDEN",
     "Bootstrap",
     "Overlap",
     "Ranking",
@@ -43,8 +49,11 @@ __all__ = [
     "best_decision",
     "best_threshold",
     "boundary_scores",
+    "check_operating_point",
     "count",
+    "cumulate",
     "decide",
+    "delong",
     "histogram",
     "image_scores",
     "interval",
@@ -55,5 +64,6 @@ __all__ = [
     "summarise_label_intervals",
     "summarise_labels",
     "surface_distances",
+    "undefined_labels",
     "unetpp_iou",
 ]
