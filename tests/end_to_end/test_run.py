@@ -192,9 +192,9 @@ def test_both_protocols_beside_each_other(cli, tiny, finished):
         assert 0 <= both[name]["unetpp_iou"] <= 1
     assert f"paper: epoch {both['paper']['epoch']}, chosen on test itself" in done.stdout and "flatters" in done.stdout
     cli("evaluate", f"run={folder}", "protocol=paper")
-    assert read(folder / "evaluations" / "test_stored.json")["paper"] == both
+    assert read(folder / "evaluations" / "test_stored_paper.json")["paper"] == both
     done = cli("evaluate", f"run={finished[0]}", "protocol=paper")  # a clean run has the one column
-    assert read(finished[0] / "evaluations" / "test_stored.json")["paper"] == {
+    assert read(finished[0] / "evaluations" / "test_stored_paper.json")["paper"] == {
         "split": "test",
         "clean": both["clean"],
     }
