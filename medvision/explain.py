@@ -61,13 +61,17 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         log.info("layers: %s (layers=list names them all)", ", ".join(layers))
     folder = ExplanationFolder(writable_folder(output, "output=<folder>"), layers)
     scores = Scores(task, layers) if cfg.score else None
+
+    def activate(logits: torch.Tensor) -> torch.Tensor:
+        return run.decision.calibrated(task.activate(logits), 1)
+
     heats = [method for method in methods if method != "activation"]
     broken: dict[str, str] = {}
     for name, (member, number) in tqdm(members.items(), "explaining", disable=None, delay=2, leave=False):
         try:
             image = read_image(member, spec.in_channels)
             point = None if cfg.point is None else (cfg.point[0] / image.shape[0], cfg.point[1] / image.shape[1])
-            target = Target(spec, task.activate, str(cfg.target), run.threshold, point)
+            target = Target(spec, activate, str(cfg.target), run.decision.threshold, point)
             seen = trained.see(image, spec.image_size)[None]
             if len(heats) < len(methods):
                 folder.activations(name, activations(task.model, seen, layers))

@@ -136,7 +136,7 @@ class Scores:
 
         def probability(images: Tensor) -> Tensor:
             with torch.inference_mode():
-                return torch.tensor([choice.probability(values) for values in self.task.probability(images)])
+                return torch.tensor([choice.probability(values) for values in target.activate(self.task(images))])
 
         other = explain(self.random, seen, self.layers, [*found.heat], target, [choice]).heat
         maps = [

@@ -1,8 +1,11 @@
-"""Pictures: sheets of images with truth and prediction, and the curves of a training."""
+"""Pictures: sheets of images with truth and prediction, curves of trainings, distributions."""
 
-from collections.abc import Collection, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -11,12 +14,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medvision.files import replacing
 from medvision.logger import Row
+from medvision.metrics.calibration import Reliability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Pixels = NDArray[np.uint8]
 
 TILE = 224  # height of a picture in a sheet, pixels
+PAGE = 60_000_000  # pixels of a sheet that viewers still open
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
-OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]
+OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", "paper/dice"]
 LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
 CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
 
@@ -45,24 +54,44 @@ def to_pixels(image: NDArray[np.float32], mean: NDArray[np.float64], std: NDArra
     return result
 
 
-def sheet(path: Path, examples: Sequence[Example], classes: Sequence[str], title: str) -> None:
-    """Draws a row for each example: image, truth, prediction, errors (green right, blue missed, red false)."""
-    rows = [_row(example) for example in examples]
-    width, font = max(row.shape[1] for row in rows), ImageFont.load_default(14)
-    line = 22
+def sheet(
+    path: Path, examples: Sequence[Example], classes: Sequence[str], title: str, height: int | None = TILE
+) -> None:
+    """Draws a row for each example: image, truth, prediction, errors (green right, blue missed, red false).
+
+    Args:
+        path: The PNG.
+        examples: The rows.
+        classes: Names of what the masks show, each with a colour where there are several.
+        title: The first line.
+        height: Of each picture, in pixels; None: its own, or less where the sheet would pass `PAGE`, which the title
+            then says.
+    """
+    heights = [height or len(example.image) for example in examples]
+    if height is None:
+        pixels = 4 * sum(example.image.shape[0] * example.image.shape[1] for example in examples)
+        scale = min(1.0, (PAGE / pixels) ** 0.5)
+        heights = [max(1, round(scale * own)) for own in heights]
+        title += f", shown at {scale:.0%} of its size" if scale < 1 else ""
+    rows = [_row(example, tall) for example, tall in zip(examples, heights, strict=True)]
+    size = max(14, max(heights) // 40)
+    font, line, gap = ImageFont.load_default(size), round(size * 11 / 7), size
+    names = list(classes) if len(classes) > 1 else []
+    legend = "image  |  truth  |  prediction  |  errors: green right, blue missed, red false"
+    key = font.getlength(legend) + 2 * gap + sum(font.getlength(name) + gap for name in names)
+    texts = [key, *(font.getlength(text) for text in (title, *(example.caption for example in examples)))]
+    width = max(*(row.shape[1] for row in rows), 8 + int(max(texts)))
     page = Image.new("RGB", (width, 2 * line + sum(row.shape[0] + line for row in rows)), "white")
     draw = ImageDraw.Draw(page)
     draw.text((4, 3), title, "black", font)
-    legend = "image  |  truth  |  prediction  |  errors: green right, blue missed, red false"
     draw.text((4, line), legend, "dimgrey", font)
-    if len(classes) > 1:
-        x = draw.textlength(legend, font) + 24
-        for k, name in enumerate(classes):
-            draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
-            x += draw.textlength(name, font) + 12
+    x = font.getlength(legend) + 2 * gap
+    for k, name in enumerate(names):
+        draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
+        x += font.getlength(name) + gap
     y = 2 * line
     for row, example in zip(rows, examples, strict=True):
-        draw.text((4, y + 3), example.caption, "black", font)
+        draw.text((4, y + line // 7), example.caption, "black", font)
         page.paste(Image.fromarray(row), (0, y + line))
         y += row.shape[0] + line
     with replacing(path) as temporary:
@@ -74,7 +103,7 @@ class Tile:
     """A picture of a gallery.
 
     Attributes:
-        caption: What is written above it.
+        caption: What is written above it, perhaps in several lines.
         image: uint8 (H, W, C).
         masks: bool (K, H, W), painted over it; K may be 0.
     """
@@ -87,8 +116,10 @@ class Tile:
 def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
     """Draws pictures in rows, each with its masks over it, a colour for each class."""
     font, line = ImageFont.load_default(13), 20
-    cell = (TILE + 6, TILE + line + 4)
-    size = (columns * cell[0], 2 * line + -(-len(tiles) // columns) * cell[1])
+    above = line * max(tile.caption.count("\n") + 1 for tile in tiles)
+    cell = (TILE + 6, TILE + above + 4)
+    head = line * (2 if classes else 1) + 4
+    size = (columns * cell[0], head + -(-len(tiles) // columns) * cell[1])
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((4, 2), title, "black", font)
@@ -97,15 +128,23 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
         draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
         x += draw.textlength(name, font) + 14
     for n, tile in enumerate(tiles):
-        corner = (n % columns * cell[0], 2 * line + n // columns * cell[1])
-        draw.text((corner[0] + 2, corner[1]), tile.caption, "black", font)
+        corner = (n % columns * cell[0], head + n // columns * cell[1])
+        caption = "\n".join(_fitting(text, font) for text in tile.caption.split("\n"))
+        draw.text((corner[0] + 2, corner[1]), caption, "black", font)
         shown = cv2.resize(np.asarray(tile.image), (TILE, TILE), interpolation=cv2.INTER_AREA).reshape(TILE, TILE, -1)
         view: Pixels = np.broadcast_to(shown, (TILE, TILE, 3)).astype(np.uint8)
         for k, mask in enumerate(_enlarge(tile.masks, (TILE, TILE)) if len(tile.masks) else []):
             view = _paint(view, mask, CLASSES[k % len(CLASSES)])
-        page.paste(Image.fromarray(view), (corner[0], corner[1] + line))
+        page.paste(Image.fromarray(view), (corner[0], corner[1] + above))
     with replacing(path) as temporary:
         page.save(temporary, "PNG")
+
+
+def _fitting(text: str, font: "ImageFont.ImageFont | ImageFont.FreeTypeFont") -> str:
+    """A line, cut where it is longer than a picture of a gallery is wide."""
+    if font.getlength(text) <= TILE:
+        return text
+    return next(f"{text[:n]}…" for n in range(len(text), -1, -1) if font.getlength(f"{text[:n]}…") <= TILE)
 
 
 def overlay(image: Pixels, masks: NDArray[np.bool_]) -> Pixels:
@@ -136,45 +175,124 @@ def named(classes: Sequence[str], there: NDArray[np.bool_]) -> str:
     return " + ".join(name for name, flag in zip(classes, there, strict=True) if flag) or "none"
 
 
-def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Draws bar charts: for each panel a group of bars for each split, one bar for each class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
-    from matplotlib.figure import Figure
+def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, str]]]]) -> None:
+    """Draws bar charts: for each panel, of each split, a bar for each class with its length and what stands beside."""
+    classes = [[*dict.fromkeys(name for values in splits.values() for name in values)] for splits in panels.values()]
+    rows = max(len(names) * (len(splits) + 1) for names, splits in zip(classes, panels.values(), strict=True))
+    with _charts(path, 1, len(panels), (7 * len(panels), 1.2 + 0.2 * rows)) as charts:
+        for axes, names, (label, splits) in zip(charts, classes, panels.items(), strict=True):
+            thick = 0.84 / len(splits)
+            for n, (split, values) in enumerate(splits.items()):
+                there = [name for name in names if name in values]
+                places = [names.index(name) + (n - (len(splits) - 1) / 2) * thick for name in there]
+                drawn = axes.barh(places, [values[name][0] for name in there], thick, label=split)
+                axes.bar_label(drawn, [values[name][1] for name in there], fontsize=8, padding=3)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_title(label)
+            axes.invert_yaxis()  # the first on top
+            axes.margins(x=0.2)  # for what stands beside
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(fontsize=8)
 
-    figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (label, splits) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        classes = [*dict.fromkeys(name for values in splits.values() for name in values)]
-        for n, (split, values) in enumerate(splits.items()):
-            places = np.arange(len(classes)) + (n - (len(splits) - 1) / 2) * 0.8 / len(splits)
-            drawn = axes.bar(places, [values.get(name, 0) for name in classes], 0.8 / len(splits), label=split)
-            axes.bar_label(drawn, fmt="%.3g", fontsize=7)
-        axes.set_xticks(np.arange(len(classes)), classes, rotation=20 if len(classes) > 2 else 0)
-        axes.set_title(label)
+
+def probabilities(
+    path: Path,
+    image: Pixels,
+    classes: Sequence[str],
+    values: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    threshold: Sequence[float],
+    title: str,
+) -> None:
+    """Draws an image (H, W, C) and the probability (K,) of each class, green where it is there, with its threshold."""
+    with _charts(path, 1, 2, (10, 4.6)) as (left, right):
+        left.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
+        left.set_axis_off()
+        left.set_title(title, fontsize=9)
+        colours = [tuple(c / 255 for c in (TRUTH if there else FALSE)) for there in truth]
+        drawn = right.barh(range(len(classes)), values.tolist(), color=colours)
+        right.bar_label(drawn, [f"{value:.3f}" for value in values], padding=3)
+        right.set_yticks(range(len(classes)), classes)
+        right.set(xlim=(0, 1.12), ylim=(len(classes) - 0.4, -0.6))
+        right.set_xticks(np.linspace(0, 1, 6))
+        right.set_title("probability: green there, red not" + (", line threshold" if threshold else ""), fontsize=9)
+        for k, value in enumerate(threshold):
+            right.plot([value, value], [k - 0.45, k + 0.45], "k--")
+        right.spines[["top", "right"]].set_visible(False)
+
+
+def sweep(
+    path: Path,
+    thresholds: NDArray[np.float32],
+    curves: Mapping[str, NDArray[np.float64]],
+    chosen: Sequence[float],
+    metric: str,
+    title: str,
+) -> None:
+    """Draws a metric over thresholds with the chosen ones.
+
+    Args:
+        path: The picture.
+        thresholds: T of them.
+        curves: For each class value, lower and upper bound, (3, T); NaN where there is none.
+        chosen: The threshold of each class.
+        metric: Name of the metric.
+        title: What is written above.
+    """
+    with _charts(path, 1, 1, (7, 4.4)) as (axes,):
+        for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
+            (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
+            axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.plot([at], [np.interp(at, thresholds, values)], "o", color=line.get_color())
+        axes.set(xlabel="threshold", ylabel=metric, xlim=(0, 1))
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
 
 
-def _row(example: Example) -> Pixels:
+def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], title: str) -> None:
+    """Draws reliability diagrams, and below each how many probabilities lie where.
+
+    Args:
+        path: The picture.
+        panels: For each class what is drawn into one diagram, by name.
+        title: What is written above.
+    """
+    columns = len(panels)
+    with _charts(path, 2, columns, (4.4 * columns, 5.6), sharex=True, height_ratios=(3, 1)) as charts:
+        charts[0].figure.suptitle(title, fontsize=9)
+        for axes, shares, (name, drawn) in zip(charts, charts[columns:], panels.items(), strict=False):
+            axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+            for label, found in drawn.items():
+                there = found.count > 0
+                shown = f"{label}: ECE {found.expected_error:.4f}, Brier {found.brier:.4f}"
+                axes.plot(found.confidence[there], found.frequency[there], marker=".", label=shown)
+                shares.stairs(found.count / found.count.sum(), np.linspace(0, 1, len(found.count) + 1))
+            axes.set(ylabel="share that is there", title=name, ylim=(0, 1))
+            shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log", ylim=(1e-5, 1))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7)
+
+
+def _row(example: Example, tall: int) -> Pixels:
     height, width = example.image.shape[:2]
-    size = (max(1, round(width * TILE / height)), TILE)
+    size = (max(1, round(width * tall / height)), tall)
     shrunk = cv2.resize(example.image, size, interpolation=cv2.INTER_AREA)
     image: Pixels = np.broadcast_to(shrunk.reshape(*size[::-1], -1), (*size[::-1], 3)).astype(np.uint8)
     truth, prediction = (_enlarge(masks, size) for masks in (example.truth, example.prediction))
-    several = len(truth) > 1
+    several, line = len(truth) > 1, 1 + tall // 500
     views = [image]
     for masks, colour in ((truth, TRUTH), (prediction, CLASSES[0])):
         view = image
         for k, mask in enumerate(masks):
-            view = _paint(view, mask, CLASSES[k % len(CLASSES)] if several else colour)
+            view = _paint(view, mask, CLASSES[k % len(CLASSES)] if several else colour, line)
         views.append(view)
     either, right = truth.any(0) | prediction.any(0), (truth == prediction).all(0)
     false = (prediction & ~truth).any(0)
     errors = (0.35 * image).astype(np.uint8)
     for mask, colour in ((either & right, TRUTH), (either & ~right & ~false, MISSED), (false, FALSE)):
         errors[mask] = colour
-    gap = np.full((TILE, 4, 3), 255, np.uint8)
+    gap = np.full((tall, 4, 3), 255, np.uint8)
     result: Pixels = np.concatenate([part for view in [*views, errors] for part in (view, gap)], axis=1)
     return result
 
@@ -192,30 +310,75 @@ def _paint(image: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int],
     return result
 
 
-def curves(path: Path, history: Sequence[Row]) -> None:
-    """Draws loss, metrics of the validation split and learning rate by epoch from the rows of `metrics.csv`."""
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,
-    )  # slow to import, and needs no display this way
+def curves(
+    path: Path, runs: Mapping[str, Sequence[Row]], metric: str | None = None, by: Literal["epoch", "step"] = "epoch"
+) -> None:
+    """Draws loss, metrics, those of each class and the learning rate from the rows of `metrics.csv`.
+
+    One run has a line for each metric, several have a line for each run.
+
+    Args:
+        path: The PNG.
+        runs: Rows of each run by its name in the legend.
+        metric: To be drawn alone, as logged; None: those that are watched.
+        by: What is counted along the axis.
+    """
+    there = dict.fromkeys(name for rows in runs.values() for _, _, name, _ in rows)
+    shown = watched(there) if metric is None else [metric]
+    split = next((name for name in reversed(shown) if any(other.startswith(f"{name}/") for other in there)), None)
+    of_class = [name for name in there if split is not None and name.startswith(f"{split}/")]
+    losses, several = ["train/loss_step", "train/loss", "val/loss"], len(runs) > 1
+    if several:
+        panels = {"loss (training dotted)": losses[1:]} | {name: [name] for name in [*shown, *of_class]}
+    else:
+        panels = {"loss": losses, "metrics": shown} | ({f"{split} of each class": of_class} if of_class else {})
+    panels["learning rate"] = ["lr"]
+    columns = 4 if len(panels) in (4, 7, 8) or len(panels) > 9 else 3
+    height = -(-len(panels) // columns)
+    with _charts(path, height, columns, (13 / 3 * columns, 3.6 * height)) as charts:
+        for axes, (title, names) in zip(charts, panels.items(), strict=False):
+            for n, (run, rows) in enumerate(runs.items()):
+                steps = max((step for _, step, _, _ in rows), default=0) + 1
+                scale = max((epoch for epoch, _, _, _ in rows), default=0) / steps if by == "epoch" else 1
+                for name in names:
+                    points = [((step + 1) * scale, value) for _, step, logged, value in rows if logged == name]
+                    if not points:
+                        continue
+                    each_step = name == "train/loss_step"
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=f"C{n}" if several else "lightgrey" if each_step else None,
+                        linestyle=":" if several and name.startswith("train/") else "-",
+                        marker="." if len(points) < 40 and not each_step else None,
+                        label=run if several else name.removeprefix(f"{split}/"),
+                    )
+            axes.set(xlabel=by, title=title)
+            axes.set_xlim(left=0)
+            axes.grid(alpha=0.3)
+            drawn = [value for line in axes.lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
+            if title.startswith("loss") and drawn and 0 < 10 * min(drawn) < max(drawn):
+                axes.set_yscale("log")  # a first epoch far off leaves the others flat
+            if axes.lines and not several:
+                axes.legend(fontsize=8)
+        for axes in charts[len(panels) :]:
+            axes.set_axis_off()
+        if several:
+            lines = {str(line.get_label()): line for axes in charts for line in axes.lines}
+            labels = [textwrap.fill(label, 150) for label in lines]
+            figure = cast("Figure", charts[0].get_figure())
+            legend = figure.legend(lines.values(), labels, loc="outside lower center", fontsize=9)
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a $ is a $
+
+
+@contextmanager
+def _charts(path: Path, rows: int, columns: int, size: tuple[float, float], **options: Any) -> "Iterator[list[Axes]]":
+    """Charts in rows, of a size in inches, written to a PNG when they are drawn; options of `Figure.subplots`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
     from matplotlib.figure import Figure
 
-    panels = [
-        ("loss", ["train/loss", "val/loss"]),
-        ("metrics", watched({metric for _, _, metric, _ in history})),
-        ("learning rate", ["lr"]),
-    ]
-    steps = max((row[1] for row in history), default=0) + 1
-    epochs = max((row[0] for row in history), default=1)
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for name in names:
-            points = [((step + 1) / steps * epochs, value) for _, step, metric, value in history if metric == name]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, label=name)
-        axes.set(xlabel="epoch", title=label)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
+    yield [*figure.subplots(rows, columns, squeeze=False, **options).flat]
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -19,7 +19,7 @@ from medvision.data.splitting import rarest
 from medvision.figures import Tile, bars, gallery
 from medvision.files import read_json, writable_folder, write_json, write_text
 
-FORMAT = 2  # raised when the same data gives another report
+FORMAT = 3  # raised when the same data gives another report
 SHOWN = 24  # pictures in a gallery
 Pair = tuple[Cache, int, str, Cache, int, str]
 
@@ -117,12 +117,16 @@ def _measure(data: ImageDataModule) -> dict[str, Any]:
     for name in data.dealt:
         rows = data.rows(name)
         mean, std = cache.statistics(rows)
-        of_splits[name] = {"mean": mean.tolist(), "std": std.tolist(), "images_of_class": {}}
-        for k, label in enumerate(spec.classes):
-            of_splits[name]["images_of_class"][label] = int(presence[rows, k].sum())
+        of_splits[name] = {
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "images_of_class": dict(zip(spec.classes, presence[rows].sum(0).tolist(), strict=True)),
+            "images_without_class": int((~presence[rows].any(1)).sum()),
+        }
         if spec.target == "mask":
-            shares = data.positive_share(rows).tolist()
-            of_splits[name]["pixels_of_class"] = dict(zip(spec.classes, shares, strict=True))
+            shares, pixels = data.positive_share(rows), cache.facts[rows]["pixels"].sum(0)
+            of_splits[name]["pixels_of_class"] = dict(zip(spec.classes, shares.tolist(), strict=True))
+            of_splits[name]["number_of_pixels"] = dict(zip(spec.classes, pixels.tolist(), strict=True))
     train = data.rows("train")
     return {
         "splits": of_splits,
@@ -186,10 +190,7 @@ def _draw(data: ImageDataModule, folder: Path, report: dict[str, Any], pairs: Se
         tiles.append(_tile(cache, row, f"{data.split_of[row]} {data.samples[row].id}{label}"))
     title = f"{spec.name}: {len(rows)} of {len(data.samples)} images, evenly spaced by id"
     gallery(folder / "samples.png", tiles, spec.classes if spec.target == "mask" else [], title)
-    panels = {"images of each class": {n: s["images_of_class"] for n, s in report["splits"].items()}}
-    if spec.target == "mask":
-        panels["share of pixels"] = {n: s["pixels_of_class"] for n, s in report["splits"].items()}
-    bars(folder / "classes.png", panels)
+    bars(folder / "classes.png", _distribution(report))
     if pairs:
         chosen = [pairs[n] for n in np.unique(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int))]
         tiles = [
@@ -199,10 +200,27 @@ def _draw(data: ImageDataModule, folder: Path, report: dict[str, Any], pairs: Se
         gallery(folder / "duplicates.png", tiles, [], title)
 
 
+def _distribution(report: dict[str, Any]) -> dict[str, dict[str, dict[str, tuple[float, str]]]]:
+    """For each split the percentage of images that show each class, or none, and of masks the percentage of pixels."""
+    images, pixels = "% of the images (number)", "% of the pixels of an image, mean over images (number of pixels)"
+    panels: dict[str, dict[str, dict[str, tuple[float, str]]]] = {images: {}}
+    for name, of_split in report["splits"].items():
+        counts = of_split["images_of_class"]
+        if without := of_split["images_without_class"]:
+            counts = counts | {"none": without}
+        shares = {label: 100 * n / report["images"][name] for label, n in counts.items()}
+        panels[images][name] = {label: (share, f"{share:.3g} ({counts[label]})") for label, share in shares.items()}
+        if report["target"] == "mask":
+            shares = {label: 100 * share for label, share in of_split["pixels_of_class"].items()}
+            panels.setdefault(pixels, {})[name] = {
+                label: (share, f"{share:.3g} ({of_split['number_of_pixels'][label]:,})")
+                for label, share in shares.items()
+            }
+    return panels
+
+
 def _tile(cache: Cache, row: int, caption: str) -> Tile:
-    return Tile(
-        caption if len(caption) < 32 else f"{caption[:31]}…", cache.images[row], cache.masks[row].transpose(2, 0, 1) > 0
-    )
+    return Tile(caption, cache.images[row], cache.masks[row].transpose(2, 0, 1) > 0)
 
 
 def show(report: dict[str, Any], folder: Path) -> None:

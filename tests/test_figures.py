@@ -4,8 +4,26 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from medvision import figures
 from medvision.data import CachedDataset
-from medvision.figures import CLASSES, FALSE, MISSED, TILE, TRUTH, Example, curves, sheet, to_pixels
+from medvision.figures import (
+    CLASSES,
+    FALSE,
+    MISSED,
+    TILE,
+    TRUTH,
+    Example,
+    Tile,
+    bars,
+    curves,
+    gallery,
+    probabilities,
+    reliability,
+    sheet,
+    sweep,
+    to_pixels,
+)
+from medvision.metrics.calibration import Reliability
 
 GAP, LINE, HEAD = 4, 22, 44  # white between pictures, a line of text, two of them at the top
 IMAGE, TRUTHS, PREDICTION, ERRORS = range(4)
@@ -61,7 +79,8 @@ def draw(tmp_path, *rows, classes=("lesion",)):
 def test_errors_are_green_blue_and_red(tmp_path, colour, size):
     row = example([quarters("tl", "bl")], [quarters("tl", "tr")], colour, size)
     page = Page(draw(tmp_path, row), size)
-    assert page.pixels.shape == (HEAD + LINE + TILE, 4 * (page.width + GAP), 3)
+    assert page.pixels.shape[0] == HEAD + LINE + TILE
+    assert 0 <= page.pixels.shape[1] - 4 * (page.width + GAP) < (100 if size == (80, 40) else 1)  # the legend is wider
     plain = colour if len(colour) == 3 else colour * 3
     assert page.at(ERRORS, "tl") == TRUTH
     assert page.at(ERRORS, "bl") == MISSED
@@ -117,6 +136,29 @@ def test_captions_and_title_are_written(tmp_path):
         assert (line == 255).all(-1).mean() > 0.8
 
 
+def test_pictures_at_their_own_size(tmp_path, monkeypatch):
+    small, large = (example([quarters("tl")], [quarters("tr")], size=size) for size in ((40, 60), (80, 48)))
+    sheet(tmp_path / "a.png", [small, large], ["lesion"], "t", height=None)
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    assert pixels.shape[0] == HEAD + 2 * LINE + 40 + 80
+    assert pixels[HEAD + LINE + 10, 3 * (60 + GAP) + 15].tolist() == list(MISSED)
+    assert pixels[HEAD + 2 * LINE + 40 + 20, 3 * (48 + GAP) + 36].tolist() == list(FALSE)
+    monkeypatch.setattr(figures, "PAGE", (4 * 40 * 60 + 4 * 80 * 48) // 4)  # a quarter: half of each side
+    sheet(tmp_path / "b.png", [small, large], ["lesion"], "t", height=None)
+    pixels = np.asarray(Image.open(tmp_path / "b.png"))
+    assert pixels.shape[0] == HEAD + 2 * LINE + 20 + 40
+    assert pixels[HEAD + LINE + 5, 3 * (30 + GAP) + 7].tolist() == list(MISSED)
+
+
+def test_a_long_caption_makes_the_sheet_wider(tmp_path):
+    row = example([quarters()], [quarters()])
+    sheet(tmp_path / "a.png", [Example("word " * 60, row.image, row.truth, row.prediction)], ["lesion"], "t")
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    assert pixels.shape[1] > 4 * (TILE + GAP) + 500
+    line = (pixels[HEAD : HEAD + LINE] < 128).any(-1).any(0)
+    assert 4 < len(line) - np.flatnonzero(line)[-1] < 20  # the last letter is not cut
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (200, 1)], ids=str)
 def test_tiny_images(tmp_path, size):
     full = np.ones((1, *size), bool)
@@ -162,27 +204,113 @@ def drawn(monkeypatch):
     return figures
 
 
+def lines(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
 def test_curves_over_epochs(tmp_path, drawn):
-    curves(tmp_path / "curves.png", HISTORY)
+    curves(tmp_path / "curves.png", {"a run": HISTORY})
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG" and image.size == (1430, 396)
     loss, validation, rate = drawn[0].axes
-    found = {line.get_label(): line for axes in (loss, validation, rate) for line in axes.lines}
     assert {axes.get_xlabel() for axes in drawn[0].axes} == {"epoch"}
-    assert [line.get_label() for line in loss.lines] == ["train/loss", "val/loss"]
-    assert [line.get_label() for line in validation.lines] == ["val/jaccard_image"]
-    assert [line.get_label() for line in rate.lines] == ["lr"]
-    assert found["train/loss"].get_xydata().tolist() == [[1.0, 0.8], [2.0, 0.5]]
-    assert found["val/jaccard_image"].get_xydata().tolist() == [[1.0, 0.3], [2.0, 0.6]]
-    assert found["lr"].get_xydata().tolist() == [[1.0, 1e-3], [2.0, 5e-4]]
+    assert [*lines(loss)] == ["train/loss_step", "train/loss", "val/loss"]
+    assert lines(loss)["train/loss_step"] == [[0.5, 9.0]]
+    assert lines(loss)["train/loss"] == [[1.0, 0.8], [2.0, 0.5]]
+    assert lines(validation) == {"val/jaccard_image": [[1.0, 0.3], [2.0, 0.6]]}
+    assert lines(rate) == {"lr": [[1.0, 1e-3], [2.0, 5e-4]]}
+    assert loss.get_yscale() == "log" and rate.get_yscale() == "linear"  # 9 is far off 0.5
+    curves(tmp_path / "curves.png", {"a run": HISTORY}, by="step")
+    assert drawn[1].axes[2].get_xlabel() == "step"
+    assert lines(drawn[1].axes[2]) == {"lr": [[10.0, 1e-3], [20.0, 5e-4]]}
+
+
+def test_curves_of_each_class(tmp_path, drawn):
+    rows = [(1, 9, f"val/{name}", n / 10) for n, name in enumerate(["dice/a", "jaccard", "jaccard/a", "jaccard/b"])]
+    curves(tmp_path / "curves.png", {"a run": rows})
+    assert [axes.get_title() for axes in drawn[0].axes][1:3] == ["metrics", "val/jaccard of each class"]
+    assert lines(drawn[0].axes[2]) == {"a": [[1.0, 0.2]], "b": [[1.0, 0.3]]}
+    curves(tmp_path / "curves.png", {"a run": [*rows, (1, 9, "val/dice", 0.5)]}, "val/dice")
+    assert [lines(axes) for axes in drawn[1].axes[1:3]] == [{"val/dice": [[1.0, 0.5]]}, {"a": [[1.0, 0.0]]}]
+
+
+def test_curves_of_several_runs(tmp_path, drawn):
+    other = [(epoch, 2 * step + 1, name, 2 * value) for epoch, step, name, value in HISTORY]  # twice the steps
+    classes = [(1, 9, "val/jaccard_image/a", 0.1), (1, 9, "val/jaccard_image/b", 0.2)]
+    curves(tmp_path / "curves.png", {"lr=1": HISTORY, "lr=2": [*other, *classes]})
+    titles = ["loss (training dotted)", "val/jaccard_image", "val/jaccard_image/a", "val/jaccard_image/b"]
+    assert [axes.get_title() for axes in drawn[0].axes[:5]] == [*titles, "learning rate"]
+    loss, jaccard, of_a, _, rate, _ = drawn[0].axes
+    assert [(line.get_label(), line.get_linestyle(), line.get_color()) for line in loss.lines] == [
+        (f"lr={n}", style, f"C{n - 1}") for n in (1, 2) for style in (":", "-")
+    ]
+    assert lines(jaccard) == {"lr=1": [[1.0, 0.3], [2.0, 0.6]], "lr=2": [[1.0, 0.6], [2.0, 1.2]]}
+    assert [*lines(of_a)] == ["lr=2"]
+    assert lines(rate)["lr=2"] == [[1.0, 2e-3], [2.0, 1e-3]]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["lr=1", "lr=2"]
 
 
 def test_curves_of_an_empty_history(tmp_path, drawn):
-    curves(tmp_path / "curves.png", [])
+    curves(tmp_path / "curves.png", {"a run": []})
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (1430, 396)
     assert [len(axes.lines) for axes in drawn[0].axes] == [0, 0, 0]
+
+
+def test_bars_of_splits_stand_beside_each_other(tmp_path, drawn):
+    panel = {"train": {"a": (30.0, "30 (3)"), "b": (7.0, "7 (1)")}, "val": {"b": (50.0, "50 (2)")}}
+    bars(tmp_path / "bars.png", {"images": panel, "pixels": {"train": {"a": (1.0, "1")}}})
+    images, pixels = drawn[0].axes
+    assert [[bar.get_width() for bar in split] for split in images.containers] == [[30.0, 7.0], [50.0]]
+    assert [text.get_text() for text in images.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in images.texts] == ["30 (3)", "7 (1)", "50 (2)"]
+    (_, of_train), (of_val,) = (([bar.get_y() + bar.get_height() / 2 for bar in split]) for split in images.containers)
+    assert of_train == pytest.approx(1 - 0.21) and of_val == pytest.approx(1 + 0.21)
+    assert pixels.get_title() == "pixels" and [text.get_text() for text in images.get_legend().get_texts()] == [*panel]
+
+
+def test_probabilities_beside_their_image(tmp_path, drawn):
+    image = np.full((6, 8, 1), 90, np.uint8)
+    values, truth = np.array([0.25, 0.75], np.float32), np.array([True, False])
+    probabilities(tmp_path / "p.png", image, ["ants", "bees"], values, truth, [0.4, 0.5], "title")
+    left, right = drawn[0].axes
+    assert left.get_title() == "title" and (left.images[0].get_array() == 90).all()
+    assert [bar.get_width() for bar in right.patches] == [0.25, 0.75]
+    green, red = (np.argmax(bar.get_facecolor()[:3]) for bar in right.patches)
+    assert (green, red) == (1, 0)
+    assert [[*line.get_xdata()] for line in right.lines] == [[0.4, 0.4], [0.5, 0.5]]
+    assert [text.get_text() for text in right.texts] == ["0.250", "0.750"]
+
+
+def test_captions_of_a_gallery_stay_above_their_picture(tmp_path):
+    image, none = np.full((4, 4, 3), 9, np.uint8), np.zeros((0, 4, 4), bool)
+    gallery(
+        tmp_path / "g.png", [Tile("word " * 30 + "\nsecond", image, none), Tile("", image, none)], [], "t", columns=2
+    )
+    pixels = np.asarray(Image.open(tmp_path / "g.png"))
+    top = 20 + 4 + 2 * 20  # title, gap, two lines
+    assert pixels.shape == (top + TILE + 4, 2 * (TILE + 6), 3)
+    assert (pixels[top : top + TILE, :TILE] == 9).all()
+    captions = (pixels[24:top] < 128).any(-1)
+    assert captions[:20, TILE - 20 : TILE].any() and captions[20:, :TILE].any()
+    assert not captions[:, TILE + 6 :].any()
+
+
+def test_a_threshold_stands_on_its_curve_within_its_band(tmp_path, drawn):
+    thresholds = np.array([0.2, 0.4, 0.6], np.float32)
+    curves_of = {"round": np.array([[0.1, 0.3, 0.2], [0.0, 0.2, 0.1], [0.2, 0.5, 0.3]]), "square": np.full((3, 3), 0.4)}
+    sweep(tmp_path / "threshold.png", thresholds, curves_of, [0.4, 0.5], "dice_image", "a title")
+    assert [path.name for path in tmp_path.iterdir()] == ["threshold.png"]
+    (axes,) = drawn[0].axes
+    first, at_first, _, at_second = axes.lines
+    np.testing.assert_allclose(first.get_xydata(), np.stack([thresholds, [0.1, 0.3, 0.2]], 1))
+    np.testing.assert_allclose(at_first.get_xydata(), [[0.4, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(at_second.get_xydata(), [[0.5, 0.4]], rtol=1e-6)
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(np.round(corner, 6)) for corner in corners} >= {(0.4, 0.2), (0.4, 0.5), (0.2, 0.0), (0.6, 0.3)}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["round: 0.4", "square: 0.5"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("threshold", "dice_image", "a title")
 
 
 def broken(self, path, *args, **kwargs):
@@ -194,7 +322,7 @@ def broken(self, path, *args, **kwargs):
     ("owner", "method", "make"),
     [
         (Image.Image, "save", lambda path: sheet(path, [example([quarters()], [quarters()])], ["lesion"], "title")),
-        (Figure, "savefig", lambda path: curves(path, HISTORY)),
+        (Figure, "savefig", lambda path: curves(path, {"a run": HISTORY})),
     ],
     ids=["sheet", "curves"],
 )
@@ -207,3 +335,17 @@ def test_a_failure_leaves_no_half_written_file(tmp_path, monkeypatch, owner, met
     with pytest.raises(OSError, match="no space left"):
         make(path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({path.name: before} if before else {})
+
+
+def test_reliability_has_a_diagram_for_each_class_and_a_line_for_each_name(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    nan = float("nan")
+    found = Reliability(np.array([3, 0, 1]), np.array([0.1, nan, 0.9]), np.array([1 / 3, nan, 1]), 0.25)
+    reliability(tmp_path / "x.png", {"a": {"before": found, "after": found}, "b": {"before": found}}, "a title")
+    first, second, *shares = figures[0].axes
+    assert [axes.get_title() for axes in (first, second)] == ["a", "b"]
+    lines = first.lines[1:]
+    assert [line.get_label() for line in lines] == [f"{n}: ECE 0.2000, Brier 0.2500" for n in ("before", "after")]
+    np.testing.assert_allclose(lines[0].get_xydata(), [[0.1, 1 / 3], [0.9, 1]])
+    np.testing.assert_allclose(shares[1].patches[0].get_data().values, [0.75, 0, 0.25])

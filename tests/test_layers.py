@@ -9,18 +9,30 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "optim", "submission"},
-    {"figures", "postprocess"},
+    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
+    {"figures", "label_figures", "postprocess"},
+    {"decision"},
     {"tasks", "explanation", "trust"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs", "prediction_folder", "exporting", "explanation_folder"},
+    {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "export", "explain", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "visualize", "export", "explain", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
-KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "export", "explain", "models.__main__"}
+KNOW_HYDRA = {
+    "build",
+    "cli",
+    "train",
+    "evaluate",
+    "predict",
+    "prepare",
+    "visualize",
+    "export",
+    "explain",
+    "models.__main__",
+}
 
 
 def room_of(*parts):
@@ -76,7 +88,7 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare", "export", "explain"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "export", "explain"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
     ],

@@ -62,6 +62,36 @@ def test_report_of_a_clean_data_set(make: Any, fake_isic2017: Any, tmp_path: Pat
     assert "isic2017" in printed and "6 (" in printed and f"report: {folder}" in printed and "\x1b" not in printed
 
 
+def test_the_distribution_of_classes_in_each_split(
+    make: Any, fake_isic2018_attributes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_isic2018_attributes(tmp_path / "isic2018")
+    facts = {"kind": "multilabel", "classes": ATTRIBUTES}
+    data = make(ISIC2018Attributes, "isic2018_attributes", "isic2018", facts)
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("medvision.verification.bars", lambda path, panels: drawn.update({path.name: panels}))
+    report = verify(data)
+    images, pixels = drawn["classes.png"].values()
+    assert [*images] == [*pixels] == [*report["splits"]] == ["train", "val", "test"]
+    for name, of_split in report["splits"].items():
+        masks = [sample.read(3)[1] for sample in data.splits[name]]
+        shown = np.array([mask.any((0, 1)) for mask in masks])
+        number = dict(zip(ATTRIBUTES, sum(mask.sum((0, 1), dtype=int) for mask in masks).tolist(), strict=True))
+        assert of_split["images_of_class"] == dict(zip(ATTRIBUTES, shown.sum(0).tolist(), strict=True))
+        assert of_split["images_without_class"] == (~shown.any(1)).sum()
+        assert of_split["number_of_pixels"] == number
+        share = 100 * np.mean([mask[..., 0].mean() for mask in masks])
+        assert pixels[name]["pigment_network"] == (
+            pytest.approx(share),
+            f"{share:.3g} ({number['pigment_network']:,})",
+        )
+        share = 100 * shown[:, 2].mean()
+        assert images[name]["streaks"] == (pytest.approx(share), f"{share:.3g} ({shown[:, 2].sum()})")
+        none = (~shown.any(1)).sum()
+        assert images[name].get("none", (0,))[0] == pytest.approx(100 * none / len(masks))
+    assert sum(of_split["images_without_class"] for of_split in report["splits"].values()) > 0
+
+
 def test_a_second_time_nothing_is_done(make: Any, fake_isic2017: Any, tmp_path: Path) -> None:
     fake_isic2017(tmp_path / "isic2017")
     first = verify(make(ISIC2017, "isic2017", "isic2017"))

@@ -90,7 +90,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh channels."""
-        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        mean, peak = x.mean((2, 3), keepdim=True), F.adaptive_max_pool2d(x, 1)
         # The second layer is linear and has no bias, so the two branches are added before it.
         return x * torch.sigmoid(self.fc2(F.relu(self.fc1(mean)) + F.relu(self.fc1(peak))))
 
@@ -104,7 +104,7 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh pixels."""
-        return x * torch.sigmoid(self.conv1(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        return x * torch.sigmoid(self.conv1(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)))
 
 
 class SDI(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvision.models import UNetFamily, UNetPP, UNetV2
-from medvision.models.cpu import Attention, Linear, Stage, channels_last, suit_cpu
+from medvision.models.cpu import Attention, Conv2d, Linear, Stage, channels_last, suit_cpu
 
 
 def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
@@ -51,14 +51,50 @@ def test_linear_in_bfloat16_is_the_plain_one() -> None:
         assert fast(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("size", "kernel", "as_linear"),
+    [((8, 12), 4, True), ((8, 12), (2, 3), True), ((9, 12), 4, False), ((8, 12), 1, False)],
+    ids=["square", "oblong", "rest", "pixels"],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+def test_patches_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    kernel: int | tuple[int, int],
+    as_linear: bool,
+    bias: bool,
+    layout: torch.memory_format,
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 7, kernel, stride=kernel, bias=bias).to(memory_format=layout)
+    fast = Conv2d(5, 7, kernel, stride=kernel, bias=bias).to(memory_format=layout)
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 5, *size).to(memory_format=layout)
+    wanted = gradients(plain, x)
+    for one, other in zip(gradients(fast, x), wanted, strict=True):
+        assert torch.equal(one, other)  # in float32 it is the same call
+    plain.zero_grad()
+    fast.zero_grad()
+    used = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda *a: used.append(1) or linear(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradients(fast, x)
+    assert len(used) == as_linear
+    assert got[0].dtype == torch.bfloat16
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
 def test_a_suited_encoder_keeps_names_and_values() -> None:
     torch.manual_seed(0)
     plain = timm.create_model("pvt_v2_b0", features_only=True)
     fast = suit_cpu(timm.create_model("pvt_v2_b0", features_only=True))
     fast.load_state_dict(plain.state_dict())
     kinds = {type(module) for module in fast.modules()}
-    assert kinds >= {Linear, Attention, Stage}
-    assert nn.Linear not in kinds
+    assert kinds >= {Linear, Conv2d, Attention, Stage}
+    assert not kinds & {nn.Linear, nn.Conv2d}
     image = torch.randn(2, 3, 96, 64)
     for one, other in zip(fast(image), plain(image), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
