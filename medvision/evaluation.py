@@ -72,7 +72,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
-        """A header, then a row for each image and class, from which any summary can be recomputed."""
+        """A header, then a row for each image and class, from which any summary and interval can be recomputed."""
 
     @abstractmethod
     def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
@@ -138,12 +138,13 @@ class MaskEvaluation(Evaluation):
         """A header, then counts and metrics of each image and class."""
         counts = self.counts(threshold)
         metrics = scores(counts)
-        yield ["id", "height", "width", "class", "threshold", *COUNTS, *metrics]
+        yield ["id", "group", "height", "width", "class", "threshold", *COUNTS, *metrics]
+        groups = self.groups or [""] * len(self.images)
         for n, image in enumerate(self.images):
             for k, name in enumerate(self.classes):
                 values = [float(column[n, k]) for column in metrics.values()]
                 shown = ["" if np.isnan(value) else value for value in values]
-                yield [image.id, *image.size, name, threshold[k], *counts[n, k].tolist(), *shown]
+                yield [image.id, groups[n], *image.size, name, threshold[k], *counts[n, k].tolist(), *shown]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
         """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
@@ -229,11 +230,20 @@ class LabelEvaluation(Evaluation):
     def rows(self, threshold: Sequence[float]) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
         decided = decide(self.probability, threshold)
-        yield ["id", "class", "threshold", "truth", "probability", "decision"]
+        yield ["id", "group", "class", "threshold", "truth", "probability", "decision"]
+        groups = self.groups or [""] * len(self.ids)
         for n, image in enumerate(self.ids):
             for k, name in enumerate(self.classes):
                 at = threshold[k] if len(threshold) else ""
-                yield [image, name, at, int(self.truth[n, k]), float(self.probability[n, k]), int(decided[n, k])]
+                yield [
+                    image,
+                    groups[n],
+                    name,
+                    at,
+                    int(self.truth[n, k]),
+                    float(self.probability[n, k]),
+                    int(decided[n, k]),
+                ]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, threshold: Sequence[float]) -> None:
         """Draws images from the one to whose truth the least probability is given to that with the most."""

@@ -184,6 +184,48 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
             axes.legend(fontsize=8)
 
 
+def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None, bool]]]) -> None:
+    """Draws differences with their intervals around zero: for each panel, for each name value, bounds, whether shown.
+
+    What is shown to be a difference is dark, the rest grey; without bounds there is only the value.
+    """
+    rows = max(len(values) for values in panels.values())
+    with _charts(path, len(panels), 1, (9, (1.1 + 0.42 * rows) * len(panels))) as charts:
+        for axes, (title, values) in zip(charts, panels.items(), strict=True):
+            for n, (value, low, high, clear) in enumerate(values.values()):
+                colour = "black" if clear else "grey"
+                if low is not None and high is not None:
+                    axes.plot([low, high], [n, n], color=colour, lw=2, solid_capstyle="butt")
+                axes.plot([value], [n], "D", color=colour, markersize=6)
+            axes.axvline(0, color="C3", lw=1)
+            axes.set_yticks(range(len(values)), [textwrap.fill(name, 60) for name in values])
+            for label in axes.get_yticklabels():
+                label.set_parse_math(False)
+            axes.set_ylim(len(values) - 0.5, -0.5)  # the first on top
+            axes.set_title(title, fontsize=10, parse_math=False)
+            axes.grid(axis="x", alpha=0.3)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draws for each panel and name the probability of each rank, the darker the likelier."""
+    rows = max(len(values) for values in panels.values())
+    with _charts(path, len(panels), 1, (4.5 + 0.7 * rows, (1.4 + 0.42 * rows) * len(panels))) as charts:
+        for axes, (title, values) in zip(charts, panels.items(), strict=True):
+            shares = np.array([*values.values()])
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            for (row, column), share in np.ndenumerate(shares):
+                text = f"{share:.0%}" if share >= 0.005 else "" if share == 0 else "<1%"
+                axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.6 else "black")
+            axes.set_xticks(range(len(values)), [str(rank) for rank in range(1, len(values) + 1)])
+            axes.set_yticks(range(len(values)), [textwrap.fill(name, 60) for name in values])
+            for label in axes.get_yticklabels():
+                label.set_parse_math(False)
+            axes.set_title(title, fontsize=10, parse_math=False)
+            axes.set_xlabel("rank")
+            axes.spines[:].set_visible(False)
+
+
 def probabilities(
     path: Path,
     image: Pixels,

@@ -23,7 +23,7 @@ from medvision.runs import RunFolder
 log = logging.getLogger(__name__)
 
 DISTANCES = [name for name in BOUNDARY if name != "nsd"]  # the less the better
-NO_METRICS = ("id", "height", "width", "class", "threshold", *COUNTS)
+NO_METRICS = ("id", "group", "height", "width", "class", "threshold", *COUNTS)
 Bools = NDArray[np.bool_]
 Result = Mapping[str, str]
 

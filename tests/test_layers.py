@@ -15,12 +15,24 @@ ORDER = [
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs", "prediction_folder", "selection", "exporting"},
+    {"report", "costs", "prediction_folder", "selection", "exporting", "variants"},
+    {"comparison"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "visualize", "export", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "visualize", "export", "compare", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
-KNOW_HYDRA = {"build", "cli", "train", "evaluate", "predict", "prepare", "visualize", "export", "models.__main__"}
+KNOW_HYDRA = {
+    "build",
+    "cli",
+    "train",
+    "evaluate",
+    "predict",
+    "prepare",
+    "visualize",
+    "compare",
+    "export",
+    "models.__main__",
+}
 
 
 def room_of(*parts):
@@ -76,7 +88,7 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "export"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
     ],

@@ -23,6 +23,8 @@ from medvision.metrics.overlap import (
     scores,
     summarise,
 )
+from medvision.metrics.paired import PairedTest, holm, paired_test, rank_probabilities, resample
+from medvision.metrics.rows import LabelRows, MaskRows, Rows, lower_is_better
 
 __all__ = [
     "BOUNDARY",
@@ -33,16 +35,25 @@ __all__ = [
     "OF_LABELS",
     "OF_MASKS",
     "Bootstrap",
+    "LabelRows",
+    "MaskRows",
     "Overlap",
+    "PairedTest",
     "Ranking",
+    "Rows",
     "best_decision",
     "best_threshold",
     "boundary_scores",
     "count",
     "decide",
     "histogram",
+    "holm",
     "interval",
+    "lower_is_better",
     "one_hot",
+    "paired_test",
+    "rank_probabilities",
+    "resample",
     "scores",
     "summarise",
     "summarise_intervals",
