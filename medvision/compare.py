@@ -67,7 +67,7 @@ def write(found: "Comparison", folder: Path) -> None:
         figures.ranks(folder / "ranks.png", panels)
     forest: dict[str, dict[str, tuple[float, float | None, float | None, bool]]] = {}
     for d in found.differences:
-        title = f"{d.metric}: difference to {d.baseline}, 95 % ({where})"
+        title = f"{d.metric}: difference to {d.baseline}, 95 %, black where shown ({where})"
         forest.setdefault(title, {})[d.variant] = d.value, d.low, d.high, d.verdict != "not shown"
     if forest:
         figures.forest(folder / "differences.png", forest)
@@ -88,13 +88,19 @@ def show(found: "Comparison") -> None:
         print_rows(title, ["variant", "seeds", "mean", "std", "95 %", "first"], rows)
         rows = []
         for d in (d for d in found.differences if d.metric == metric):
-            tests = [_p(d.permutation_holm), _p(d.wilcoxon_holm), _number(d.rank_biserial, "+", 2)]
+            tests = [
+                _p(d.bootstrap_holm),
+                _p(d.permutation_holm),
+                _p(d.wilcoxon_holm),
+                _number(d.rank_biserial, "+", 2),
+            ]
             values = [_number(d.value, "+"), _interval(d.low, d.high, "+"), *tests]
             rows.append([d.variant, " & ".join(d.changed), *values, d.verdict])
         if rows:
-            header = ["variant", "changed", "difference", "95 %", "p", "p Wilcoxon", "rank-biserial", "verdict"]
-            title = f"{metric}: difference to {found.baseline}; p by permutation of images; both adjusted by Holm"
-            print_rows(title, header, rows, words=(0, 1, 7))
+            header = ["variant", "changed", "difference", "95 %", "bootstrap", "permutation", "Wilcoxon"]
+            header += ["rank-biserial", "verdict"]
+            title = f"{metric}: difference to {found.baseline}, with p of three tests, adjusted by Holm"
+            print_rows(title, header, rows, words=(0, 1, 8))
         rows = []
         for e in (e for e in found.effects if e.metric == metric):
             words = [" x ".join(e.factors), " & ".join(e.levels), " & ".join(e.reference)]
@@ -111,8 +117,8 @@ def table(found: "Comparison") -> str:
     text = io.StringIO()
     factors = [*found.variants[0].levels]
     tested = {(d.metric, d.variant): d for d in found.differences}
-    of_difference = ["value", "low", "high", "permutation", "permutation_holm", "wilcoxon", "wilcoxon_holm"]
-    of_difference += ["rank_biserial", "verdict"]
+    of_difference = ["value", "low", "high", "bootstrap", "bootstrap_holm", "permutation", "permutation_holm"]
+    of_difference += ["wilcoxon", "wilcoxon_holm", "rank_biserial", "verdict"]
     writer = csv.writer(text, lineterminator="\n")
     header = ["metric", "variant", *factors, "seeds", "mean", "std", "low", "high", "first"]
     writer.writerow([*header, *("difference" if name == "value" else f"difference_{name}" for name in of_difference)])
@@ -130,12 +136,12 @@ def latex(found: "Comparison") -> str:
     from medvision.metrics import lower_is_better
 
     tested = {(d.metric, d.variant): d for d in found.differences}
-    lines = [r"\begin{tabular}{lrlrlr}", r"\toprule"]
-    lines.append(r"variant & mean $\pm$ std & 95\,\% interval & difference & 95\,\% interval & $p$ \\")
+    lines = [r"\begin{tabular}{lrlrlrr}", r"\toprule"]
+    lines.append(r"variant & mean $\pm$ std & 95\,\% interval & difference & 95\,\% interval & $p_b$ & $p_p$ \\")
     for metric in found.metrics:
         means = [v.estimates[metric].value for v in found.variants]
         best = min(means) if lower_is_better(metric) else max(means)
-        lines += [r"\midrule", rf"\multicolumn{{6}}{{l}}{{{_escaped(metric)}}} \\"]
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_escaped(metric)}}} \\"]
         for v in found.variants:
             e, d = v.estimates[metric], tested.get((metric, v.name))
             mean = rf"\textbf{{{e.value:.4f}}}" if e.value == best else f"{e.value:.4f}"
@@ -147,16 +153,16 @@ def latex(found: "Comparison") -> str:
     shown = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     notes = [
         f"% {found.data}, {found.split}: {found.images} images; seeds: {shown}; differences to {found.baseline}",
-        "% intervals: hierarchical bootstrap over seeds and images; p: paired permutation test on images, Holm",
+        "% intervals and p_b: hierarchical bootstrap over seeds and images; p_p: paired permutation test on images; Holm",
     ]
     return "\n".join([*notes, *lines, ""])
 
 
 def _tex_difference(d: "Difference | None") -> list[str]:
     if d is None:
-        return ["", "", ""]
-    p = _p(d.permutation_holm)
-    return [f"${d.value:+.4f}$", _tex_interval(d.low, d.high, "+"), p.replace("<", "$<$")]
+        return [""] * 4
+    p = [_p(value).replace("<", "$<$") for value in (d.bootstrap_holm, d.permutation_holm)]
+    return [f"${d.value:+.4f}$", _tex_interval(d.low, d.high, "+"), *p]
 
 
 def _tex_interval(low: float | None, high: float | None, sign: str = "") -> str:

@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision.errors import MedvisionError
-from medvision.metrics import MaskRows, Rows, holm, interval, lower_is_better, paired_test, rank_probabilities, resample
+from medvision.metrics import (
+    MaskRows,
+    Rows,
+    holm,
+    interval,
+    lower_is_better,
+    paired_test,
+    rank_probabilities,
+    resample,
+    two_sided,
+)
 from medvision.variants import Measured, differing, factors_of, grouped, repetitions, settings
 
 log = logging.getLogger(__name__)
@@ -73,13 +83,16 @@ class Difference:
         value: The difference of the means over seeds.
         low: Lower bound of its 95 % interval over seeds and images; None where there is none.
         high: The upper bound.
+        bootstrap: p of the resamples over seeds and images; below 0.05 where the interval leaves zero out.
+        bootstrap_holm: The same, adjusted for all differences and metrics of the comparison.
         images: How many images both have a value of.
         permutation: p of the paired permutation test on images; None where there is no value.
-        permutation_holm: The same, adjusted for all differences and metrics of the comparison.
+        permutation_holm: The same, adjusted.
         wilcoxon: p of the signed-rank test; None for a metric of many images together.
         wilcoxon_holm: The same, adjusted.
         rank_biserial: Matched-pairs rank-biserial correlation, the effect size; None likewise.
-        verdict: `better` or `worse` where the adjusted permutation test and the interval agree, else `not shown`.
+        verdict: `better` or `worse` where both adjusted p, of bootstrap and permutation, are below 0.05, else `not
+            shown`.
     """
 
     metric: str
@@ -89,6 +102,8 @@ class Difference:
     value: float
     low: float | None
     high: float | None
+    bootstrap: float | None
+    bootstrap_holm: float | None
     images: int
     permutation: float | None
     permutation_holm: float | None
@@ -344,15 +359,15 @@ def _differences(
     base = variants[reference]
     pairs = [(metric, g) for metric in metrics for g in range(len(variants)) if g != reference]
     tests = [paired_test(aligned[g], aligned[reference], metric, units, resamples) for metric, g in pairs]
-    adjusted = [_holm([test.permutation for test in tests]), _holm([test.wilcoxon for test in tests])]
+    gains = [drawn[metric][:, g] - drawn[metric][:, reference] for metric, g in pairs]
+    bootstrap = [two_sided(of) for of in gains]
+    adjusted = [_holm(bootstrap), _holm([test.permutation for test in tests]), _holm([test.wilcoxon for test in tests])]
     result = []
-    for (metric, g), test, permutation, wilcoxon in zip(pairs, tests, *adjusted, strict=True):
+    for n, ((metric, g), test) in enumerate(zip(pairs, tests, strict=True)):
         value = variants[g].estimates[metric].value - base.estimates[metric].value
-        low, high = _interval(drawn[metric][:, g] - drawn[metric][:, reference])
-        found = permutation is not None and permutation < ALPHA
-        above, below = found and low is not None and low > 0, found and high is not None and high < 0
-        if lower_is_better(metric):
-            above, below = below, above
+        low, high = _interval(gains[n])
+        clear = all(p is not None and p < ALPHA for p in (adjusted[0][n], adjusted[1][n]))
+        better = (value < 0) == lower_is_better(metric)
         result.append(
             Difference(
                 metric=metric,
@@ -362,13 +377,15 @@ def _differences(
                 value=value,
                 low=low,
                 high=high,
+                bootstrap=bootstrap[n],
+                bootstrap_holm=adjusted[0][n],
                 images=test.images,
                 permutation=test.permutation,
-                permutation_holm=permutation,
+                permutation_holm=adjusted[1][n],
                 wilcoxon=test.wilcoxon,
-                wilcoxon_holm=wilcoxon,
+                wilcoxon_holm=adjusted[2][n],
                 rank_biserial=test.rank_biserial,
-                verdict="better" if above else "worse" if below else "not shown",
+                verdict=("better" if better else "worse") if clear else "not shown",
             )
         )
     return result

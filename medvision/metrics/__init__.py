@@ -23,7 +23,7 @@ from medvision.metrics.overlap import (
     scores,
     summarise,
 )
-from medvision.metrics.paired import PairedTest, holm, paired_test, rank_probabilities, resample
+from medvision.metrics.paired import PairedTest, holm, paired_test, rank_probabilities, resample, two_sided
 from medvision.metrics.rows import LabelRows, MaskRows, Rows, lower_is_better
 
 __all__ = [
@@ -60,4 +60,5 @@ __all__ = [
     "summarise_label_intervals",
     "summarise_labels",
     "surface_distances",
+    "two_sided",
 ]

@@ -3,7 +3,7 @@
 Two sources of chance are kept apart. *Images*: others might have been tested. *Seeds*: the training might have gone
 otherwise. The intervals contain both, where there are several seeds; the tests are of the images alone, that is of the
 trained networks at hand, and so say less: of two variants that differ by nothing but luck in training, they find that
-luck (`benchmarks/comparison.py` measures how often). A difference is called shown only where both agree.
+luck (`benchmarks/comparison.py` measures how often). A difference counts as shown only where both agree.
 """
 
 import math
@@ -225,6 +225,18 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return [float(value) for value in adjusted]
+
+
+def two_sided(drawn: Floats) -> float | None:
+    """p that resampled differences, (R,), give to there being none: twice the smaller share beyond zero.
+
+    Returns:
+        Below 0.05 where the 95 % interval leaves zero out; None where no resample has a value.
+    """
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return None
+    return float(min(1, 2 * (1 + min((known <= 0).sum(), (known >= 0).sum())) / (1 + len(known))))
 
 
 def rank_probabilities(drawn: Floats, lower: bool = False) -> Floats:
