@@ -45,7 +45,7 @@ def naive(groups: list[list[MaskRows]], units: NDArray[np.intp], resamples: int)
     rng = np.random.default_rng(1)
     columns = []
     for seeds in groups:
-        drawn = np.stack([resample([[rows]], [METRIC], units, resamples)[0][:, 0] for rows in seeds], 1)
+        drawn = resample([[rows] for rows in seeds], [METRIC], units, resamples)[METRIC].means
         columns.append(np.take_along_axis(drawn, rng.integers(0, len(seeds), drawn.shape), 1).mean(1))
     return np.stack(columns, 1)
 
@@ -63,15 +63,15 @@ def simulate(
     found: dict[str, list[bool]] = {}
     for number in range(studies):
         made = study(np.random.default_rng([number, seeds]), 4, seeds, images, luck, units)
-        drawn, plain = resample(made, [METRIC], units, resamples)[0], naive(made[:2], units, resamples)
+        drawn, plain = resample(made, [METRIC], units, resamples)[METRIC], naive(made[:2], units, resamples)
         tests = [paired_test(variant, made[0], METRIC, units, resamples) for variant in made[1:]]
         p = [1.0 if test.permutation is None else test.permutation for test in tests]
-        difference = drawn[:, 1] - drawn[:, 0]
-        chance = [two_sided(drawn[:, g] - drawn[:, 0]) or 1.0 for g in (1, 2, 3)]
+        differences = [drawn.contrast(weights) for weights in ([-1, 1, 0, 0], [-1, 0, 1, 0], [-1, 0, 0, 1])]
+        chance = [two_sided(of) or 1.0 for of in differences]
         facts = {
-            "mean holds": holds(drawn[:, 0], 0.5),
+            "mean holds": holds(drawn.contrast([1, 0, 0, 0]), 0.5),
             "naive": holds(plain[:, 0], 0.5),
-            "difference holds": holds(difference, 0),
+            "difference holds": holds(differences[0], 0),
             "naive difference": holds(plain[:, 1] - plain[:, 0], 0),
             "permutation": p[0] < 0.05,
             "wilcoxon": (tests[0].wilcoxon or 0) < 0.05,

@@ -153,7 +153,7 @@ def latex(found: "Comparison") -> str:
     shown = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     notes = [
         f"% {found.data}, {found.split}: {found.images} images; seeds: {shown}; differences to {found.baseline}",
-        "% intervals and p_b: hierarchical bootstrap over seeds and images; p_p: paired permutation test on images; Holm",
+        "% intervals and p_b: hierarchical bootstrap of seeds and images; p_p: paired permutation of images; Holm",
     ]
     return "\n".join([*notes, *lines, ""])
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medvision.errors import MedvisionError
 from medvision.metrics import (
     MaskRows,
+    Resampled,
     Rows,
     holm,
     interval,
@@ -211,20 +212,20 @@ def compare(
     aligned = [[_at(rows, ids) for rows in of.values()] for of in seeds]
     _require_same_truth(aligned, names)
     units = _units(runs, ids)
-    drawn = dict(zip(metrics, resample(aligned, metrics, units, resamples), strict=True))
+    drawn = resample(aligned, metrics, units, resamples)
     values = {
         metric: [[float(rows.weighed(metric, np.ones((1, len(ids))))[0]) for rows in of] for of in aligned]
         for metric in metrics
     }
     configs = differing([settings(runs[of[0]].config) for of in members])
-    variants = []
+    variants, one = [], np.eye(len(members))
     for g, (of, name) in enumerate(zip(members, names, strict=True)):
-        estimates = {m: _estimate([*seeds[g]], values[m][g], drawn[m][:, g]) for m in metrics}
+        estimates = {m: _estimate([*seeds[g]], values[m][g], drawn[m].contrast(one[g])) for m in metrics}
         config = {key: column[g] for key, column in configs.items()}
         variants.append(Variant(name, levels[g], config, [_described(runs[n], metrics) for n in of], estimates))
     ranks = {}
     for metric in metrics:
-        shares = rank_probabilities(drawn[metric], lower_is_better(metric)).tolist()
+        shares = rank_probabilities(drawn[metric].each(), lower_is_better(metric)).tolist()
         ranks[metric] = {name: [] if math.isnan(row[0]) else row for name, row in zip(names, shares, strict=True)}
     means = {metric: np.array([np.mean(of) for of in values[metric]]) for metric in metrics}
     return Comparison(
@@ -351,7 +352,7 @@ def _differences(
     variants: Sequence[Variant],
     reference: int,
     metrics: Sequence[str],
-    drawn: Mapping[str, Floats],
+    drawn: Mapping[str, Resampled],
     units: NDArray[np.intp],
     resamples: int,
 ) -> list[Difference]:
@@ -359,7 +360,8 @@ def _differences(
     base = variants[reference]
     pairs = [(metric, g) for metric in metrics for g in range(len(variants)) if g != reference]
     tests = [paired_test(aligned[g], aligned[reference], metric, units, resamples) for metric, g in pairs]
-    gains = [drawn[metric][:, g] - drawn[metric][:, reference] for metric, g in pairs]
+    one = np.eye(len(variants))
+    gains = [drawn[metric].contrast(one[g] - one[reference]) for metric, g in pairs]
     bootstrap = [two_sided(of) for of in gains]
     adjusted = [_holm(bootstrap), _holm([test.permutation for test in tests]), _holm([test.wilcoxon for test in tests])]
     result = []
@@ -398,30 +400,23 @@ def _holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def _effects(
-    metric: str, levels: Sequence[Mapping[str, str]], reference: int, means: Floats, drawn: Floats
+    metric: str, levels: Sequence[Mapping[str, str]], reference: int, means: Floats, drawn: Resampled
 ) -> list[Effect]:
     """Main effects and interactions of pairs, where the variants are all combinations of two factors or more."""
     choices = {factor: [*dict.fromkeys(of[factor] for of in levels)] for factor in levels[0]}
     if len(choices) < 2 or math.prod(map(len, choices.values())) != len(levels):
         return []
-    base = levels[reference]
-
-    def mean(at: Mapping[str, str]) -> tuple[float, Floats]:
-        """Over the variants with some levels: the mean, and that of each resample."""
-        those = [g for g, of in enumerate(levels) if all(of[factor] == level for factor, level in at.items())]
-        return float(means[those].mean()), drawn[:, those].mean(1)
-
-    result = []
+    base, result = levels[reference], []
     for number in (1, 2):
         for factors in itertools.combinations(choices, number):
             for to in itertools.product(*([c for c in choices[f] if c != base[f]] for f in factors)):
-                value, resampled = 0.0, np.zeros(len(drawn))
+                weights = np.zeros(len(levels))
                 for changed in itertools.product((True, False), repeat=number):
                     at = {f: t if c else base[f] for f, t, c in zip(factors, to, changed, strict=True)}
-                    sign = (-1) ** changed.count(False)
-                    one, each = mean(at)
-                    value, resampled = value + sign * one, resampled + sign * each
-                result.append(Effect(metric, factors, to, [base[f] for f in factors], value, *_interval(resampled)))
+                    there = np.array([all(of[f] == level for f, level in at.items()) for of in levels])
+                    weights += (-1) ** changed.count(False) * there / there.sum()
+                bounds = _interval(drawn.contrast(weights))
+                result.append(Effect(metric, factors, to, [base[f] for f in factors], float(means @ weights), *bounds))
     return result
 
 

@@ -23,7 +23,7 @@ from medvision.metrics.overlap import (
     scores,
     summarise,
 )
-from medvision.metrics.paired import PairedTest, holm, paired_test, rank_probabilities, resample, two_sided
+from medvision.metrics.paired import PairedTest, Resampled, holm, paired_test, rank_probabilities, resample, two_sided
 from medvision.metrics.rows import LabelRows, MaskRows, Rows, lower_is_better
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Overlap",
     "PairedTest",
     "Ranking",
+    "Resampled",
     "Rows",
     "best_decision",
     "best_threshold",

@@ -26,15 +26,58 @@ BLOCK = 2**22
 """Numbers of a matrix of weights held at once."""
 
 
-def resample(groups: Sequence[Sequence[Rows]], metrics: Sequence[str], units: Units, resamples: int) -> list[Floats]:
-    """A hierarchical bootstrap: what each variant might have scored with other images and other seeds.
+@dataclass(frozen=True)
+class Resampled:
+    """What variants might have scored, of a metric, with other images and other seeds.
 
-    Of each resample the images, or whole groups of them, are drawn with replacement, the same for all variants and
-    seeds, so that differences are of pairs (as seeds and images are crossed: Owen 2007, doi:10.1214/07-AOAS122). Seeds
-    are then drawn for each variant by itself. There are so few of them that drawing with replacement would give
-    intervals far too narrow (three seeds hold the true mean between them in 75 % of cases): what is drawn is the error
-    of their mean, Student's t with S - 1 degrees of freedom times the standard error in that resample. With one seed
-    there is nothing to draw from, and the interval is of images alone.
+    Attributes:
+        means: Means over seeds with other images, (R, G), the same images for all variants.
+        errors: The standard error of each mean that the seeds give it, (R, G); 0 with one seed.
+        seeds: Number of seeds of each variant, (G,).
+    """
+
+    means: Floats
+    errors: Floats
+    seeds: NDArray[np.intp]
+
+    def contrast(self, weights: ArrayLike) -> Floats:
+        """A sum of variants, as a difference, (R,): with other images, and with the error of few seeds.
+
+        There are too few seeds to draw from (three hold the true mean between them in 75 % of cases): what is drawn is
+        the error of their mean, from Student's t with the degrees of freedom of Welch (1947, doi:10.2307/2332510), so
+        that variants need not be equally lucky. Without two seeds of a variant nothing is known of its luck.
+
+        Args:
+            weights: Of each variant, (G,).
+        """
+        weights = np.asarray(weights, np.float64)
+        several = self.seeds > 1
+        known = self.errors[~np.isnan(self.errors).any(1)]
+        variances = (weights**2 * (known**2).sum(0))[several]  # but for a factor
+        total = self.means @ weights
+        if not variances.any():
+            return np.asarray(total)
+        freedom = variances.sum() ** 2 / (variances**2 / (self.seeds[several] - 1)).sum()
+        return np.asarray(total + self._luck(freedom, 1) * np.sqrt(self.errors**2 @ weights**2))
+
+    def each(self) -> Floats:
+        """Every variant at once, (R, G), each with an error of its own."""
+        luck = [self._luck(max(seeds - 1, 1), 2 + g) for g, seeds in enumerate(self.seeds.tolist())]
+        return self.means + np.stack(luck, 1) * self.errors
+
+    def _luck(self, freedom: float, seed: int) -> Floats:
+        """Quantiles (R,) of Student's t, evenly spaced and shuffled: as draws, with less noise of their own."""
+        shares = (np.arange(len(self.means)) + 0.5) / len(self.means)
+        return np.asarray(stats.t(freedom).ppf(np.random.default_rng(seed).permutation(shares)))
+
+
+def resample(
+    groups: Sequence[Sequence[Rows]], metrics: Sequence[str], units: Units, resamples: int
+) -> dict[str, Resampled]:
+    """A hierarchical bootstrap over images, or groups of them, and seeds.
+
+    Images are drawn with replacement, the same for all variants and seeds, so that differences are of pairs: seeds and
+    images are crossed (Owen 2007, doi:10.1214/07-AOAS122). The luck of seeds is drawn by `Resampled.contrast`.
 
     Args:
         groups: For each of G variants the results of its seeds, all of the same N images in the same order.
@@ -43,31 +86,23 @@ def resample(groups: Sequence[Sequence[Rows]], metrics: Sequence[str], units: Un
         resamples: Number of resamples, R.
 
     Returns:
-        (R, G) for each metric, NaN where less than two images or groups have a value.
+        For each metric; NaN where less than two images or groups have a value.
     """
-    bootstrap = Bootstrap(len(units), units.tolist(), resamples)
-    generator = np.random.default_rng(bootstrap.seed + 1)
-    errors = [generator.standard_t(len(seeds) - 1, resamples) if len(seeds) > 1 else None for seeds in groups]
-    drawn = [[[np.empty(resamples) for _ in seeds] for seeds in groups] for _ in metrics]
-    start = 0
-    for weights in bootstrap.weights():
-        place = slice(start, start := start + len(weights))
-        for of_metric, metric in zip(drawn, metrics, strict=True):
-            for of_group, seeds in zip(of_metric, groups, strict=True):
-                for values, rows in zip(of_group, seeds, strict=True):
-                    values[place] = rows.weighed(metric, weights)
-    result = []
-    for of_metric, metric in zip(drawn, metrics, strict=True):
-        columns = []
-        for of_group, seeds, error in zip(of_metric, groups, errors, strict=True):
-            seeds_drawn = np.stack(of_group, 1)
-            mean = seeds_drawn.mean(1)
-            if any(len(np.unique(units[rows.has_value(metric)])) < 2 for rows in seeds):
-                mean[:] = np.nan
-            if error is not None:
-                mean = mean + error * seeds_drawn.std(1, ddof=1) / math.sqrt(seeds_drawn.shape[1])
-            columns.append(mean)
-        result.append(np.stack(columns, 1))
+    blocks: dict[str, list[list[Floats]]] = {metric: [[] for of in groups for _ in of] for metric in metrics}
+    every = [rows for of in groups for rows in of]
+    for weights in Bootstrap(len(units), units.tolist(), resamples).weights():
+        for metric, columns in blocks.items():
+            for column, rows in zip(columns, every, strict=True):
+                column.append(rows.weighed(metric, weights))
+    result = {}
+    for metric, columns in blocks.items():
+        drawn = np.stack([np.concatenate(column) for column in columns], 1)
+        few = [len(np.unique(units[rows.has_value(metric)])) < 2 for rows in every]
+        drawn[:, few] = np.nan
+        of_groups = np.split(drawn, np.cumsum([len(of) for of in groups])[:-1], axis=1)
+        errors = [np.std(of, 1, ddof=1) / of.shape[1] ** 0.5 if of.shape[1] > 1 else 0 * of[:, 0] for of in of_groups]
+        means = np.stack([of.mean(1) for of in of_groups], 1)
+        result[metric] = Resampled(means, np.stack(errors, 1), np.array([len(of) for of in groups]))
     return result
 
 
@@ -228,7 +263,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def two_sided(drawn: Floats) -> float | None:
-    """p that resampled differences, (R,), give to there being none: twice the smaller share beyond zero.
+    """The p that resampled differences, (R,), give to there being none: twice the smaller share beyond zero.
 
     Returns:
         Below 0.05 where the 95 % interval leaves zero out; None where no resample has a value.
