@@ -46,7 +46,8 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         runs.append(read_run(place, config, typed, split))
     log.info("comparing %d runs", len(runs))
     metrics = [cfg.metric] if isinstance(cfg.metric, str) else [*(cfg.metric or ())]
-    found = compare(runs, split, metrics, cfg.baseline, cfg.common, cfg.resamples)
+    baseline = None if cfg.baseline is None else str(cfg.baseline)  # a job of a sweep is a number
+    found = compare(runs, split, metrics, baseline, cfg.common, cfg.resamples)
     beside = folders[0].parent if folders[0] == places[0].path else folders[0]
     output = Path(str(cfg.output)).expanduser().resolve() if cfg.output else beside / "comparison"
     write(found, writable_folder(output, "output=<folder>"))
@@ -141,12 +142,12 @@ def latex(found: "Comparison") -> str:
     for metric in found.metrics:
         means = [v.estimates[metric].value for v in found.variants]
         best = min(means) if lower_is_better(metric) else max(means)
-        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{_escaped(metric)}}} \\"]
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{escaped(metric)}}} \\"]
         for v in found.variants:
             e, d = v.estimates[metric], tested.get((metric, v.name))
             mean = rf"\textbf{{{e.value:.4f}}}" if e.value == best else f"{e.value:.4f}"
             mean += "" if e.std is None else rf" $\pm$ {e.std:.4f}"
-            cells = [_escaped(v.name), mean, _tex_interval(e.low, e.high), *_tex_difference(d)]
+            cells = [escaped(v.name), mean, _tex_interval(e.low, e.high), *_tex_difference(d)]
             lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     seeds = sorted({len(v.estimates[m].seeds) for v in found.variants for m in found.metrics})
@@ -169,7 +170,7 @@ def _tex_interval(low: float | None, high: float | None, sign: str = "") -> str:
     return "-" if low is None or high is None else f"$[{low:{sign}.4f}, {high:{sign}.4f}]$"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as LaTeX prints it."""
     special = {c: rf"\{c}" for c in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

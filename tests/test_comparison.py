@@ -13,7 +13,7 @@ from medvision.metrics import holm
 from medvision.runs import RunFolder
 from medvision.variants import read_run
 
-IMAGES, EFFECTS = 24, {"plain": 0.0, "dense": 0.1, "worse": -0.1, "same": 0.0}
+IMAGES, EFFECTS = 24, {"plain": 0.0, "dense": 0.1, "worse": -0.1, "same": 0.001}
 
 
 def masks(seed, gain=0.0, images=IMAGES, luck=0.01):
@@ -151,7 +151,7 @@ def test_groups_of_images_are_one_unit(run):
     assert found.groups == 6
     assert found.differences[0].wilcoxon == 2 / 2**6 == found.differences[0].permutation  # the least that six allow
     alone = compare([run(b, name=f"{b}_alone") for b in ("plain", "dense")], "test", resamples=500)
-    assert alone.groups is None and alone.differences[0].wilcoxon < 1e-6
+    assert alone.groups is None and alone.differences[0].wilcoxon < 1e-4
     assert any("6 groups of images are too few" in warning for warning in found.warnings)
 
 
@@ -190,7 +190,7 @@ def test_other_images_are_refused_unless_common_is_asked_for(run, caplog):
 def test_what_cannot_be_compared_is_refused(run):
     plain = run("plain")
     with pytest.raises(
-        MedvisionError, match=r"is of tiny \(lesion\), .*other is of tiny \(a, b\); runs are compared on one"
+        MedvisionError, match=r"is of tiny \(lesion\), .*other of tiny \(a, b\); runs are compared on one"
     ):
         compare([plain, run("dense", results=np.ones((4, 2, 4), int), classes=("a", "b"), name="other")], "test")
     changed = masks(1)
