@@ -19,14 +19,13 @@ small = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=c
 seen = (small.reshape(height, width, -1) / facts["input_range"][1] - facts["mean"]) / facts["std"]
 
 (logits,) = session.run(None, {"image": seen.transpose(2, 0, 1)[None].astype(np.float32)})[0]
-if facts["activation"] == "softmax":
-    probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-else:
-    probability = 1 / (1 + np.exp(-logits))
+temperature = np.broadcast_to(facts["temperature"] or [1.0], len(logits))
 
 for k, name in enumerate(facts["classes"]):
     if facts["target"] == "label":
-        print(f"{name}: {probability[k]:.6f}")
-    else:  # one picture for each class
-        mask = cv2.resize(probability[k], image.shape[1::-1]) >= facts["threshold"][k]
+        others = logits if facts["activation"] == "softmax" else np.array([logits[k], 0])
+        print(f"{name}: {1 / np.exp((others - logits[k]) / temperature[k]).sum():.6f}")
+    else:  # one picture for each class; facts["cleaning"] says what would be done with it
+        probability = cv2.resize(1 / (1 + np.exp(-logits[k])), image.shape[1::-1])
+        mask = 1 / (1 + (1 / probability - 1) ** (1 / temperature[k])) >= facts["threshold"][k]
         cv2.imwrite(target[k], mask * np.uint8(255))

@@ -19,16 +19,18 @@ from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
 from medvision.data import ImageDataModule
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_text
 from medvision.logger import HistoryLogger, Row, read_history
-from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS
+from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
 from medvision.prediction import Trained
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
 
+PROTOCOLS = ("clean", "paper")
 Training = tuple[pl.Trainer, EpochLines]
 
 
@@ -62,13 +64,12 @@ class Run:
         return read_history(self._folder.history)
 
     @property
-    def threshold(self) -> list[float]:
-        """The stored threshold of each class, chosen on validation; none where the most probable is decided for."""
-        stored = self.metrics.get("threshold", [])
-        return stored if isinstance(stored, list) else [stored]
+    def decision(self) -> Decision:
+        """What makes masks and labels of probabilities, as stored; nothing before the run is finished."""
+        return Decision.read(self.metrics if self._folder.metrics.exists() else {})
 
-    def fixed(self, threshold: float) -> list[float]:
-        """The same threshold for each class.
+    def fixed(self, threshold: float) -> Decision:
+        """The same threshold for each class, and nothing else.
 
         Raises:
             MedvisionError: If the task has none.
@@ -78,7 +79,7 @@ class Run:
                 f"threshold={threshold}: {self.data.spec.name} has exclusive classes, of which the most probable is "
                 "decided for; leave the threshold out"
             )
-        return [float(threshold)] * len(self.data.spec.classes)
+        return Decision((float(threshold),) * len(self.data.spec.classes))
 
     @property
     def _folder(self) -> RunFolder:
@@ -94,7 +95,10 @@ class Run:
         """The trainer with all callbacks and loggers, writing to the run folder."""
         keep_freed_memory()
         folder, cfg = self._folder, self.config
-        checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode)
+        others = {}
+        if cfg.get("protocol") == "paper":  # an older run has no protocol
+            self.data.watched, others = self.data.reported_split, {folder.paper.stem: "paper/dice"}
+        checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode, **others)
         lines = EpochLines()
         callbacks: list[pl.Callback] = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
         loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
@@ -111,6 +115,24 @@ class Run:
             if isinstance(callback, Average):
                 callback.check(trainer)
         return trainer, lines
+
+    def check_monitor(self) -> None:
+        """Refuses to choose the epoch by a metric that labels of validation cannot have: none would be the best.
+
+        Raises:
+            MedvisionError: With the reason.
+        """
+        metric = self.task.monitor.removeprefix("val/")
+        if isinstance(self.task, ClassificationTask) and metric != "loss":
+            classes = range(len(self.data.spec.classes))
+            truth = np.array([[k in sample.labels for k in classes] for sample in self.data.splits["val"]])
+            threshold = [] if self.task.exclusive else [0.5] * len(classes)
+            missing = undefined_labels(truth.astype(float), truth, self.data.spec.classes, threshold)
+            if metric in missing:
+                raise MedvisionError(
+                    f"task.monitor={self.task.monitor} is not defined where {missing[metric]}, as in the "
+                    f"{len(truth)} of val; choose task.monitor=val/loss task.mode=min, or another split"
+                )
 
     def load_weights(self, path: Path) -> dict[str, Any]:
         """Loads the weights of a Lightning checkpoint into the task and returns the checkpoint.
@@ -131,7 +153,8 @@ class Run:
         trainer = self.evaluating()
         name = str(self.folder.path) if self.folder else self.data.spec.name
         device, precision = trainer.strategy.root_device, trainer.precision_plugin
-        return Trained(name, self.task, *self.data.normalisation, device, precision)
+        decision = self.decision if self.folder else Decision(())
+        return Trained(name, self.task, *self.data.normalisation, device, precision, decision)
 
     def describe(self) -> str:
         """One line of what is trained on what."""
@@ -232,6 +255,15 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         )
     if cfg.compile:
         task.model.compile()  # in place: the names of the weights stay
+    if cfg.get("protocol", "clean") not in PROTOCOLS:
+        raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
+    if cfg.get("protocol") == "paper" and data.spec.target == "label":
+        raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    for choice in ("temperature", "cleaning"):
+        if cfg.get(choice, "none") not in ("none", "validation"):
+            raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
+    if cfg.get("cleaning") == "validation" and data.spec.target == "label":
+        raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)
@@ -269,8 +301,12 @@ def _resolved(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def load_run(folder: Path | str) -> Run:
+def load_run(folder: Path | str, **task: Any) -> Run:
     """Rebuilds a run from its folder, with the weights of the best epoch.
+
+    Args:
+        folder: The run folder.
+        **task: Options of the task in the place of those that it was trained with.
 
     Raises:
         MedvisionError: If the folder holds no run, or no finished epoch.
@@ -282,6 +318,7 @@ def load_run(folder: Path | str) -> Run:
     stored = read_json(place.splits) if place.splits.exists() else {}
     if "mean" in stored:  # what it was trained with, whatever data is there now, if any
         cfg.data.spec.mean, cfg.data.spec.std = stored["mean"], stored["std"]
+    cfg.task.update(task)
     run = build(cfg, pretrained=False)
     run.folder = place
     checkpoint = run.load_weights(place.require_checkpoint())

@@ -40,33 +40,39 @@ class Checkpoint(pl.callbacks.Checkpoint):
         folder: Where they go.
         monitor: The logged metric that chooses.
         mode: `max` or `min`.
+        **others: Names of further files, as `best`, each with the logged metric of which it keeps the highest.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
-        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
-        self.best: float | None = None
-        self.best_epoch = 0  # counted from 1
-        self._improved = self._pending = False
+    def __init__(self, folder: Path, monitor: str, mode: str, **others: str) -> None:
+        self.folder = folder
+        self.monitors = {"best": (monitor, 1 if mode == "max" else -1)} | {name: (m, 1) for name, m in others.items()}
+        self.values: dict[str, float | None] = dict.fromkeys(self.monitors)
+        self.epochs = dict.fromkeys(self.monitors, 0)  # counted from 1
+        self._improved: set[str] = set()
+        self._pending = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        """What a resumed run has to know: for each file its value and its epoch, as `best` and `best_epoch`."""
+        return self.values | {f"{name}_epoch": epoch for name, epoch in self.epochs.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the best of the stopped run; one that starts from the checkpoint of another has its own best."""
-        if (self.folder / "best.ckpt").exists():
-            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        for name in self.monitors:
+            if (self.folder / f"{name}.ckpt").exists():
+                self.values[name], self.epochs[name] = state_dict[name], state_dict[f"{name}_epoch"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compares with the best so far; of equal epochs the first stays."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = sorted(trainer.callback_metrics)
-            raise MedvisionError(f"task.monitor is {self.monitor!r}, which is not logged; expected one of {known}")
-        value = float(trainer.callback_metrics[self.monitor])
-        if not math.isnan(value) and (self.best is None or self.sign * value > self.sign * self.best):
-            self.best, self.best_epoch, self._improved = value, trainer.current_epoch + 1, True
+        for name, (monitor, sign) in self.monitors.items():
+            if monitor not in trainer.callback_metrics:
+                known = sorted(trainer.callback_metrics)
+                raise MedvisionError(f"task.monitor is {monitor!r}, which is not logged; expected one of {known}")
+            value, best = float(trainer.callback_metrics[monitor]), self.values[name]
+            if not math.isnan(value) and (best is None or sign * value > sign * best):
+                self.values[name], self.epochs[name] = value, trainer.current_epoch + 1
+                self._improved.add(name)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the epoch before."""
@@ -101,13 +107,13 @@ class Checkpoint(pl.callbacks.Checkpoint):
         slot = next(s for s in slots if not s.exists() or s.stat().st_nlink == 1)
         trainer.save_checkpoint(slot)
         # last.ckpt knows which epoch is best: if it came first, a kill in between would leave it an older best.ckpt
-        for path in [self.folder / "best.ckpt", last] if self._improved else [last]:
+        for path in [*(self.folder / f"{name}.ckpt" for name in sorted(self._improved)), last]:
             with replacing(path) as temporary:
                 try:
                     os.link(slot, temporary)
                 except OSError:  # a file system without links
                     shutil.copyfile(slot, temporary)
-        self._improved = self._pending = False
+        self._improved, self._pending = set(), False
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
@@ -343,9 +349,11 @@ class Pictures(pl.Callback):
         outputs: Any,
         batch: Any,
         batch_idx: int,
-        *_: Any,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the first images with their probabilities."""
+        """Keeps the first images of the validation split with their probabilities."""
+        if dataloader_idx:
+            return
         data = _data(trainer)
         for i in range(min(len(batch["id"]), self.images - len(self._rows))):
             image = figures.to_pixels(batch["image"][i].cpu().numpy(), *data.normalisation)

@@ -48,7 +48,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     writable_folder(path.parent, "output=<file>")
     log.info("exporting, to be checked on %d images", len(images))
     trained, form, tolerance = run.predicting(), cfg.format, float(cfg.tolerance)
-    difference, own = export(trained, run.threshold, path, form, images, bool(cfg.dynamic_size), tolerance)
+    difference, own = export(trained, path, form, images, bool(cfg.dynamic_size), tolerance)
     print(f"probabilities of {len(images)} images differ by at most {difference:.2g} (tolerance {tolerance:g})")
     if (precision := trained.precision.precision) != "32-true":
         print(f"the file computes in float32, the run in {precision}: its probabilities differ by at most {own:.2g}")

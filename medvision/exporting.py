@@ -1,5 +1,6 @@
 """A trained network as a file for other programs: with all that they need to use it, and checked before it is there."""
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -38,15 +39,17 @@ def require_format(form: str) -> None:
         raise MedvisionError(f"format={form} needs packages that are not installed: pip install {' '.join(missing)}")
 
 
-def metadata(trained: Trained, threshold: Sequence[float], dynamic_size: bool = False) -> dict[str, Any]:
+def metadata(trained: Trained, dynamic_size: bool = False) -> dict[str, Any]:
     """What a program has to do before and after the network, as plain values.
 
     An image of `channels` (RGB or grey) in `input_range` is resized to `size` (height, width) by OpenCV's `INTER_AREA`
     where neither side grows (`resize.shrinking`), else by `INTER_LINEAR`; divided by the end of the range, less `mean`,
     over `std`. The answer is logits; `activation` makes probabilities of them. Those of masks are resized to the image
-    (`resize.answer`); a class is there where they reach its `threshold`; without one it is the most probable.
+    (`resize.answer`). Where there is a `temperature`, the logit of each probability is divided by it; a class is there
+    where that reaches its `threshold`, without one it is the most probable; `cleaning` is what is then done with masks
+    (`medvision.postprocess.Cleaning`).
     """
-    task, spec = trained.task, trained.task.spec
+    task, spec, decision = trained.task, trained.task.spec, trained.decision
     return {
         "model": task.model.title if isinstance(task.model, Network) else type(task.model).__name__,
         "data": spec.name,
@@ -64,13 +67,14 @@ def metadata(trained: Trained, threshold: Sequence[float], dynamic_size: bool = 
         "target": spec.target,
         "kind": spec.kind,
         "classes": list(spec.classes),
-        "threshold": list(threshold),
+        "threshold": list(decision.threshold),
+        "temperature": list(decision.temperature),
+        "cleaning": [dataclasses.asdict(of_class) for of_class in decision.cleaning],
     }
 
 
 def export(
     trained: Trained,
-    threshold: Sequence[float],
     path: Path,
     form: str,
     images: Sequence[Pixels],
@@ -81,7 +85,6 @@ def export(
 
     Args:
         trained: The task, moved to the CPU.
-        threshold: Of each class; none where the most probable is decided for.
         path: The file.
         form: A key of `FORMATS`.
         images: uint8 (H, W, 1 or 3) to check it on.
@@ -99,7 +102,7 @@ def export(
     require_format(form)
     task, spec = trained.task.cpu().float().eval(), trained.task.spec
     task.model.to(memory_format=torch.contiguous_format)
-    facts, normalise = metadata(trained, threshold, dynamic_size), Normalise(trained.mean, trained.std)
+    facts, normalise = metadata(trained, dynamic_size), Normalise(trained.mean, trained.std)
     step = _multiple(trained)
     sizes = [spec.image_size] + [(spec.image_size[0] + step, spec.image_size[1] + 2 * step)] * dynamic_size
     seen = [

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medvision.files import replacing
 from medvision.logger import Row
+from medvision.metrics.calibration import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ Pixels = NDArray[np.uint8]
 TILE = 224  # height of a picture in a sheet, pixels
 PAGE = 60_000_000  # pixels of a sheet that viewers still open
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
-OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard"]
+OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", "paper/dice"]
 LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
 CLASSES = [(255, 200, 40), (60, 200, 255), (255, 90, 200), (120, 255, 120), (255, 140, 60), (170, 130, 255)]
 
@@ -254,6 +255,59 @@ def probabilities(
         right.spines[["top", "right"]].set_visible(False)
 
 
+def sweep(
+    path: Path,
+    thresholds: NDArray[np.float32],
+    curves: Mapping[str, NDArray[np.float64]],
+    chosen: Sequence[float],
+    metric: str,
+    title: str,
+) -> None:
+    """Draws a metric over thresholds with the chosen ones.
+
+    Args:
+        path: The picture.
+        thresholds: T of them.
+        curves: For each class value, lower and upper bound, (3, T); NaN where there is none.
+        chosen: The threshold of each class.
+        metric: Name of the metric.
+        title: What is written above.
+    """
+    with _charts(path, 1, 1, (7, 4.4)) as (axes,):
+        for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
+            (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
+            axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.plot([at], [np.interp(at, thresholds, values)], "o", color=line.get_color())
+        axes.set(xlabel="threshold", ylabel=metric, xlim=(0, 1))
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+
+
+def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], title: str) -> None:
+    """Draws reliability diagrams, and below each how many probabilities lie where.
+
+    Args:
+        path: The picture.
+        panels: For each class what is drawn into one diagram, by name.
+        title: What is written above.
+    """
+    columns = len(panels)
+    with _charts(path, 2, columns, (4.4 * columns, 5.6), sharex=True, height_ratios=(3, 1)) as charts:
+        charts[0].figure.suptitle(title, fontsize=9)
+        for axes, shares, (name, drawn) in zip(charts, charts[columns:], panels.items(), strict=False):
+            axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+            for label, found in drawn.items():
+                there = found.count > 0
+                shown = f"{label}: ECE {found.expected_error:.4f}, Brier {found.brier:.4f}"
+                axes.plot(found.confidence[there], found.frequency[there], marker=".", label=shown)
+                shares.stairs(found.count / found.count.sum(), np.linspace(0, 1, len(found.count) + 1))
+            axes.set(ylabel="share that is there", title=name, ylim=(0, 1))
+            shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log", ylim=(1e-5, 1))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7)
+
+
 def _row(example: Example, tall: int) -> Pixels:
     height, width = example.image.shape[:2]
     size = (max(1, round(width * tall / height)), tall)
@@ -352,13 +406,13 @@ def curves(
 
 
 @contextmanager
-def _charts(path: Path, rows: int, columns: int, size: tuple[float, float]) -> "Iterator[list[Axes]]":
-    """Charts in rows, of a size in inches, written to a PNG when they are drawn."""
+def _charts(path: Path, rows: int, columns: int, size: tuple[float, float], **options: Any) -> "Iterator[list[Axes]]":
+    """Charts in rows, of a size in inches, written to a PNG when they are drawn; options of `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    yield [*figure.subplots(rows, columns, squeeze=False).flat]
+    yield [*figure.subplots(rows, columns, squeeze=False, **options).flat]
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

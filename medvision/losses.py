@@ -87,12 +87,16 @@ def focal(
         gamma: How little the pixels count that are right already; 0 is cross-entropy.
         alpha: Weight of positives, negatives have one minus it; None weighs both 1.
     """
-    # (1 - p) ** gamma by its logarithm: finite gradients for any gamma and logit
-    doubt = (gamma * F.logsigmoid(logits * (1 - 2 * target))).exp()
-    loss = doubt * F.binary_cross_entropy_with_logits(logits, target, pos_weight=positive_weights, reduction="none")
+    loss = _doubt(F.logsigmoid(logits * (1 - 2 * target)), gamma)
+    loss = loss * F.binary_cross_entropy_with_logits(logits, target, pos_weight=positive_weights, reduction="none")
     if alpha is not None:
         loss = loss * (alpha * target + (1 - alpha) * (1 - target))
     return loss.mean(PLANE)
+
+
+def _doubt(wrong: Tensor, gamma: float) -> Tensor:
+    """`(1 - p) ** gamma` of log(1 - p): by its logarithm gradients are finite for any gamma and logit."""
+    return (gamma * wrong).exp()
 
 
 def tversky(logits: Tensor, target: Tensor, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1e-5) -> Tensor:
@@ -277,6 +281,8 @@ class CrossEntropy(nn.Module):
 
     Args:
         label_smoothing: What share of the truth is spread evenly: over all classes, or over there and not there.
+        gamma: Of the focal loss (Lin et al. 2017, arXiv:1708.02002): an image counts `(1 - p) ** gamma`, where p is the
+            probability of what is true; with a sigmoid, in each class by itself. 0 is cross-entropy.
         positive_weights: With a sigmoid: what an image that shows class k counts against one that does not; None is 1.
         class_weights: What each of two or more classes counts; None is all the same.
 
@@ -293,14 +299,17 @@ class CrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         positive_weights: Sequence[float] | None = None,
         class_weights: Sequence[float] | None = None,
+        gamma: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise MedvisionError(f"loss.label_smoothing is {label_smoothing}; expected a share from 0 to below 1")
+        if gamma < 0:
+            raise MedvisionError(f"loss.gamma is {gamma}; expected a number of 0 or more")
         if positive_weights is not None and min(positive_weights, default=0) <= 0:
             raise MedvisionError(f"loss.positive_weights is {list(positive_weights)}; expected numbers above 0")
         _check_class_weights(class_weights)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.gamma = label_smoothing, gamma
         positive = None if positive_weights is None else torch.tensor(positive_weights, dtype=torch.float32)
         classes = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("positive_weights", positive, False)  # no part of a checkpoint, the config has them
@@ -321,10 +330,23 @@ class CrossEntropy(nn.Module):
                     "loss.positive_weights weigh a class against its absence, but here each image has exactly one "
                     "class; give loss.class_weights, or data.balanced=true"
                 )
-            return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
+            return self._of_numbers(logits, target)
         smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.positive_weights, reduction="none")
+        if self.gamma:
+            losses = losses * _doubt(F.logsigmoid(logits * (1 - 2 * target)), self.gamma)
         return (losses if self.class_weights is None else losses * self.class_weights).mean()
+
+    def _of_numbers(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over images, each weighed by its class."""
+        if not self.gamma:
+            return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(
+            logits, target, self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        others = logits.scatter(1, target[:, None], -torch.inf).logsumexp(1) - logits.logsumexp(1)
+        weights = logits.new_ones(len(target)) if self.class_weights is None else self.class_weights[target]
+        return (losses * _doubt(others, self.gamma)).sum() / weights.sum()
 
 
 class DeepSupervision(nn.Module):

@@ -4,7 +4,7 @@ Pixels of a part touch by sides or corners (8-connectivity), those of the backgr
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision.errors import MedvisionError
-from medvision.metrics import scores
+from medvision.metrics import EMPTY, best_columns
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -41,6 +41,14 @@ class Cleaning:
             raise MedvisionError(
                 f"min_area is {self.min_area}; expected a share of the image, from 0 to below 1, or a number of pixels"
             )
+
+    def __str__(self) -> str:
+        """For a line: `holes filled, parts below 0.01 removed`."""
+        fill, least = "holes filled" if self.fill else "", f"parts below {self.min_area:g} removed"
+        return (
+            ", ".join(filter(None, [fill, least if self.min_area else "", "largest part kept" * self.largest]))
+            or "none"
+        )
 
     def __call__(self, mask: Bools) -> Bools:
         """A mask, bool (H, W), after it; doing it again changes nothing."""
@@ -92,49 +100,44 @@ def clean(masks: Bools, cleanings: Sequence[Cleaning]) -> Bools:
     return np.stack([cleaning(mask) for cleaning, mask in zip(cleanings, masks, strict=True)])
 
 
-def choose(
-    images: Iterable[tuple[Bools, Bools]], options: Sequence[Cleaning] = OPTIONS, pooled: bool = False
-) -> tuple[Cleaning, ...]:
-    """For each class the post-processing with the highest Jaccard on validation.
+def option_counts(masks: Bools, truths: Bools, options: Sequence[Cleaning] = OPTIONS) -> Ints:
+    """Counts of one image after each of several post-processings, for `best_option`.
 
     Args:
-        images: The prediction of each image at the thresholds already chosen, bool (K, H, W), and its truth, at the
-            original size; read once, one at a time.
-        options: Those to choose among, besides none.
-        pooled: Whether to pool the pixels of all images instead of the mean over images, as for `best_threshold`.
+        masks: bool (K, H, W), as the thresholds give them.
+        truths: bool (K, H, W).
+        options: O of them.
 
     Returns:
-        K of them; of equally good ones none if it is among them, else the first of `options`.
-
-    Raises:
-        MedvisionError: If there is no image.
+        int64 (O, K, 4), as `count`.
     """
-    options = (Cleaning(), *options)
-    counted = [
-        [_counts(mask, truth, options) for mask, truth in zip(predicted, truths, strict=True)]
-        for predicted, truths in images
-    ]
-    if not counted:
-        raise MedvisionError("there is no image to choose the post-processing on; expected a validation split")
-    counts = np.array(counted)  # (N, K, options, 4)
-    jaccard = scores(counts.sum(0, keepdims=True) if pooled else counts)["jaccard"].mean(0)
-    best = np.isclose(jaccard, jaccard.max(1, keepdims=True), rtol=0, atol=1e-12).argmax(1)
-    return tuple(options[n] for n in best)
-
-
-def _counts(mask: Bools, truth: Bools, options: Sequence[Cleaning]) -> Ints:
-    """Counts (options, 4) of one class, as `count` of each: from the parts, since they stay or go as a whole."""
-    result = np.empty((len(options), 4), np.int64)
-    for fill in {option.fill for option in options}:
+    result = np.empty((len(options), len(masks), 4), np.int64)
+    for (k, mask), fill in itertools.product(enumerate(masks), {option.fill for option in options}):
         labels, areas = _parts(_filled(mask) if fill else mask)
-        hits = np.bincount(labels[truth], minlength=len(areas))
+        hits = np.bincount(labels[truths[k]], minlength=len(areas))  # parts stay or go as a whole
         for n, option in enumerate(options):
             if option.fill == fill:
                 kept = option.keeps(areas)
                 tp, predicted = hits[kept].sum(), areas[kept].sum()
                 fp, fn = predicted - tp, hits.sum() - tp
-                result[n] = tp, fp, fn, areas.sum() - tp - fp - fn
+                result[n, k] = tp, fp, fn, areas.sum() - tp - fp - fn
     return result
+
+
+def best_option(
+    counts: Ints, by: str, empty: float = EMPTY, options: Sequence[Cleaning] = OPTIONS
+) -> tuple[Cleaning, ...]:
+    """For each class the post-processing that is best on validation; of equally good ones the first.
+
+    Args:
+        counts: int64 (N, O, K, 4), `option_counts` of each image.
+        by: One of `metrics.CHOICES`.
+        empty: As for `scores`.
+        options: O of them.
+    """
+    metric, pooled = by.removesuffix("_image"), not by.endswith("_image")
+    best = [best_columns(of_class, metric, pooled, empty) for of_class in np.moveaxis(counts, 2, 0)]
+    return tuple(options[where[0] if where.size else 0] for where in best)
 
 
 def _filled(mask: Bools) -> Bools:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from medvision.spec import as_size
 
 if TYPE_CHECKING:
     from medvision.build import Run
+    from medvision.decision import Decision
     from medvision.runs import RunFolder
 
 log = logging.getLogger("medvision.predict")  # __name__ is __main__ here
@@ -35,6 +37,8 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
             raise MedvisionError(f"which {word}? {word}=<{what}>")
     if cfg.threshold != "stored" and (not isinstance(cfg.threshold, int | float) or not 0 < cfg.threshold < 1):
         raise MedvisionError(f"threshold={cfg.threshold}: expected 'stored' or a probability above 0 and below 1")
+    if cfg.cleaning not in ("stored", "none"):
+        raise MedvisionError(f"cleaning={cfg.cleaning}: expected 'stored' or 'none'")
     window = cfg.window
     size = None if window is None else as_size([*window] if isinstance(window, ListConfig) else window, "window")
     from medvision.build import keep_freed_memory, load_run
@@ -58,7 +62,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         output,
         predictor.target,
         predictor.classes,
-        _threshold(runs, cfg.threshold),
+        _decision(runs, cfg.threshold, cfg.cleaning),
         bool(cfg.probabilities) and predictor.target == "mask",
         runs=[_identity(place, run) for place, run in zip(places, runs, strict=True)],
         input=str(inputs.root),
@@ -90,23 +94,40 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         print(f"submission, checked: {archive}")
 
 
-def _threshold(runs: "Sequence[Run]", asked: str | float) -> list[float]:
-    """Of each class the stored threshold, of several runs their mean, or the number that was asked for; says which."""
-    if not isinstance(asked, str):
-        return runs[0].fixed(asked)
-    stored = [run.threshold for run in runs]
-    mean = [sum(of_class) / len(runs) for of_class in zip(*stored, strict=True)]
-    for name, value, *own in zip(runs[0].data.spec.classes, mean, *stored, strict=False):
-        those = f", the mean of {', '.join(f'{v:g}' for v in own)}" if len(own) > 1 else ""
-        log.info("threshold of %s: %g as stored%s", name, value, those)
-    return mean
+def _decision(runs: "Sequence[Run]", threshold: str | float, cleaning: str) -> "Decision":
+    """What is stored, of several runs the mean of their thresholds, or what was asked for; says which.
+
+    Raises:
+        MedvisionError: If the masks of the runs are cleaned in different ways.
+    """
+    from medvision.decision import Decision
+
+    stored = [run.decision for run in runs]
+    if isinstance(threshold, str):
+        of_class = [*zip(*(decision.threshold for decision in stored), strict=True)]
+        decision = Decision(tuple(sum(values) / len(runs) for values in of_class))
+        for name, value, own in zip(runs[0].data.spec.classes, decision.threshold, of_class, strict=False):
+            those = f", the mean of {', '.join(f'{v:g}' for v in own)}" if len(own) > 1 else ""
+            log.info("threshold of %s: %g as stored%s", name, value, those)
+    else:
+        decision = runs[0].fixed(threshold)
+    if cleaning == "none":
+        return decision
+    if len({found.cleaning for found in stored}) > 1:
+        raise MedvisionError(
+            "the masks of these runs are cleaned in different ways, as each chose on its own validation split; "
+            "cleaning=none leaves them as they are"
+        )
+    return replace(decision, cleaning=stored[0].cleaning)
 
 
 def _identity(place: "RunFolder", run: "Run") -> dict[str, Any]:
     """What tells one run from another, also if it was trained anew in the same folder."""
     with place.best.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"folder": str(place.path), "epoch": run.best["best_epoch"], "checkpoint": digest[:16]}
+    known = {"folder": str(place.path), "epoch": run.best["best_epoch"], "checkpoint": digest[:16]}
+    temperature = run.decision.temperature  # an older prediction has no entry of it
+    return known | ({"temperature": list(temperature)} if temperature else {})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor
 
 from medvision.data.images import Normalise, Pixels, resize_image, to_channels
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.models import Network
 from medvision.tasks import ClassificationTask, SegmentationTask, require_numbers, resize_probability
@@ -29,6 +30,7 @@ class Trained:
         std: Standard deviation of each channel, in [0, 1].
         device: Where it answers.
         precision: In which arithmetic.
+        decision: Whose temperature its probabilities have.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Trained:
     std: NDArray[np.float64]
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # it cannot be changed
     precision: Precision = field(default_factory=Precision)
+    decision: Decision = Decision(())  # noqa: RUF009  # it cannot be changed
 
 
 class Predictor:
@@ -76,7 +79,7 @@ class Predictor:
             model.precision.convert_module(model.task.to(model.device)).eval()
 
     def __call__(self, image: Pixels, name: str = "the image") -> NDArray[np.float32]:
-        """Probabilities of an image.
+        """Probabilities of an image, of each model at its temperature.
 
         Args:
             image: uint8 (H, W, 1 or 3), RGB or grey, as `read_image` reads it.
@@ -108,7 +111,7 @@ class Predictor:
             answer = (probability(batch) if self.window is None else self.window(probability, batch))[0]
             require_numbers(answer, name)
             full = resize_probability(answer, image.shape[:2]) if self.target == "mask" else answer
-            return np.array(full.cpu())
+            return np.array(model.decision.calibrated(full).cpu())
 
 
 def _check_window(model: Trained, size: tuple[int, int]) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from medvision.data.folder import ENDINGS
 from medvision.data.images import Pixels, read_image
 from medvision.data.source import Member, Source
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.figures import overlay
 from medvision.files import locked, read_json, replacing, writable_folder, write_json
@@ -103,7 +104,7 @@ class PredictionFolder:
         path: The folder.
         target: `mask` or `label`.
         classes: The K names.
-        threshold: Of each class; none where the most probable is decided for.
+        decision: What makes masks and labels of probabilities, which come calibrated.
         probabilities: Whether masks come with their probabilities.
         settings: All else that a prediction depends on, as plain values for `prediction.json`.
     """
@@ -113,14 +114,14 @@ class PredictionFolder:
         path: Path,
         target: str,
         classes: Sequence[str],
-        threshold: Sequence[float],
+        decision: Decision,
         probabilities: bool = False,
         **settings: Any,
     ) -> None:
         self.path, self.target, self.classes = path, target, list(classes)
-        self.threshold, self.probabilities = list(threshold), probabilities
-        own = {"target": target, "classes": self.classes, "threshold": self.threshold, "probabilities": probabilities}
-        self.settings = settings | own
+        self.decision, self.probabilities = decision, probabilities
+        own = {"target": target, "classes": self.classes, "probabilities": probabilities}
+        self.settings = settings | own | decision.entries() | {"threshold": list(decision.threshold)}
         self.rows: dict[str, list[list[str]]] = {}
 
     @property
@@ -195,17 +196,17 @@ class PredictionFolder:
         """
         try:
             if self.target == "mask":
-                masks = probability >= np.asarray(self.threshold, np.float32)[:, None, None]
+                masks = self.decision.masks(probability)
                 self._append(name, [_measured(mask) for mask in masks])
                 self._draw(name, image, probability, masks)
             else:
-                decided = decide(probability[None], self.threshold)[0]
+                decided = decide(probability[None], self.decision.threshold)[0]
                 self._append(name, [[float(p), int(d)] for p, d in zip(probability, decided, strict=True)])
         except OSError as error:
             raise MedvisionError(f"cannot write to {self.path} ({error}); make room, and run again to go on") from None
 
     def _append(self, name: str, values: Sequence[Sequence[float]]) -> None:
-        thresholds = [str(value) for value in self.threshold] or [""] * len(self.classes)
+        thresholds = [str(value) for value in self.decision.threshold] or [""] * len(self.classes)
         columns = zip(self.classes, thresholds, values, strict=True)
         self.rows[name] = [[str(v) for v in (name, label, at, *found)] for label, at, found in columns]
         with self.table.open("ab") as handle:
@@ -296,7 +297,8 @@ class PredictionFolder:
         """Deletes an earlier prediction: what its settings and its table say that it wrote."""
         if not self.record.exists():
             return
-        before = PredictionFolder(self.path, **self._recorded())
+        then = self._recorded()
+        before = PredictionFolder(self.path, then["target"], then["classes"], Decision(()), then["probabilities"])
         before._read_table()
         for name in before.rows:
             for path in before._pictures(name):

@@ -4,8 +4,9 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytorch_lightning as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,24 +15,32 @@ from rich.text import Text
 from medvision import figures
 from medvision.build import Run, load_run
 from medvision.errors import MedvisionError
-from medvision.evaluation import evaluate
+from medvision.evaluation import Evaluation, LabelEvaluation, MaskEvaluation, choose_decision, evaluate
 from medvision.files import write_json, write_text
 from medvision.logger import read_history
 from medvision.metrics import NAMES
 from medvision.runs import RunFolder
+from medvision.tasks import SegmentationTask
 
 log = logging.getLogger(__name__)
 
 SHOWN = (
     "dice_image",
     "jaccard_image",
+    "threshold_jaccard_image",
     "dice",
     "jaccard",
     "sensitivity_image",
     "specificity_image",
     "precision_image",
+    "hd95_image",
+    "assd_image",
+    "nsd_image",
+    "ece",
+    "brier",
+    "unetpp_iou",
 )
-PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/")
+PER_CLASS = ("dice", "jaccard", "auroc", "average_precision", "sensitivity/", "ece")
 
 
 def finish(place: RunFolder) -> None:
@@ -41,28 +50,46 @@ def finish(place: RunFolder) -> None:
     """
     run = load_run(place.path)
     trainer, wanted = run.evaluating(), run.config.threshold
-    val = evaluate(trainer, run.task, run.data, "val", [] if wanted == "validation" else [wanted])
-    threshold = val.choose(run.task.monitor) if wanted == "validation" else run.fixed(wanted)
+    decision, val = choose_decision(
+        trainer,
+        run.task,
+        run.data,
+        None if wanted == "validation" else run.fixed(wanted).threshold,
+        *(None if run.config.get(choice) == "validation" else () for choice in ("temperature", "cleaning")),
+    )
+    if isinstance(val, MaskEvaluation) and wanted == "validation":
+        val.draw_choice(place.choice, run.task.chosen_by, decision.at(()))
+    val = val.at(decision.temperature) if isinstance(val, LabelEvaluation) else None  # masks need a second pass
     results: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for split in ("val", "test"):
         if split in run.data.splits:
-            found = val if split == "val" else evaluate(trainer, run.task, run.data, split, threshold)
-            results[split] = found.summary(threshold)
-            intervals[split] = found.intervals(threshold)
+            found = val if split == "val" and val else evaluate(trainer, run.task, run.data, split, decision)
+            reported = found
+            results[split], beside[split] = found.summary(decision), found.beside(decision)
+            intervals[split] = found.intervals(decision)
+            details[split] = found.details(decision)
             if run.data.spec.challenge is not None:
-                challenge[split] = found.challenge(run.data.spec.challenge, threshold)
-            write_text(place.results(split), found.table(threshold))
-            found.draw(place.picture(split), run.task, run.data, threshold)
+                challenge[split] = found.challenge(run.data.spec.challenge, decision)
+            write_text(place.results(split), found.table(decision))
+            found.draw(place.picture(split), run.task, run.data, decision)
+            if isinstance(found, MaskEvaluation):
+                found.draw_calibration(place.calibration(split), decision)
     figures.curves(place.path / "curves.png", {place.path.name: read_history(place.history)})
     best = run.best
+    if run.config.get("protocol") == "paper":
+        results["paper"] = both_protocols(run, trainer, reported)
     write_json(
         place.metrics,
         results
-        | stored(threshold)
+        | decision.entries()
         | {
+            "beside": beside,
             "intervals": intervals,
+            "details": details,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
@@ -71,9 +98,47 @@ def finish(place: RunFolder) -> None:
     )
 
 
-def stored(threshold: list[float]) -> dict[str, Any]:
-    """The entry of results that a threshold for each class has: one number or a list; none where there is none."""
-    return {"threshold": threshold[0] if len(threshold) == 1 else threshold} if threshold else {}
+def both_protocols(run: Run, trainer: pl.Trainer, found: Evaluation) -> dict[str, Any]:
+    """Masks of a split at network size and one half: of the epoch that validation chose, and as papers have them.
+
+    The latter are of the epoch that was chosen on the reported split itself, of which `paper.ckpt` has the weights;
+    the task is left with these. Of a run without it there are the former alone.
+    """
+
+    def at_network_size(evaluation: Evaluation) -> dict[str, float]:
+        return cast(MaskEvaluation, evaluation).at_network_size()  # labels were refused
+
+    result: dict[str, Any] = {"split": found.split, "clean": {"epoch": run.best["best_epoch"]} | at_network_size(found)}
+    if run.folder is not None and run.folder.paper.exists():
+        epoch = run.load_weights(run.folder.paper)["callbacks"]["Checkpoint"]["paper_epoch"]
+        again = evaluate(trainer, run.task, run.data, found.split)
+        result["paper"] = {"epoch": epoch} | at_network_size(again)
+    return result
+
+
+def print_protocols(run: Run, found: Mapping[str, Any]) -> None:
+    """Prints what `both_protocols` found, and what is what."""
+    size, chooser = "x".join(map(str, run.data.spec.image_size)), run.data.reported_split
+    columns = {name: found[name] for name in ("clean", "paper") if name in found}
+    print_table(f"{found['split']} at network size {size}, probability 0.5", columns, {}, {})
+    print(f"clean: epoch {found['clean']['epoch']}, chosen on val by {run.task.monitor}")
+    if "paper" in found:
+        print(
+            f"paper: epoch {found['paper']['epoch']}, chosen on {chooser} itself, the split that is reported, by its "
+            "pooled Dice: to compare with numbers that were published so; it flatters"
+        )
+    print("unetpp_iou: pooled over batches of 16 images in the order of their ids, then the mean over batches")
+
+
+def print_distances(run: Run, columns: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints of how many masks distances between boundaries are means."""
+    for split, values in columns.items():
+        if "distances" in values and isinstance(run.task, SegmentationTask):
+            masks = len(run.data.splits[split]) * len(run.data.spec.classes)
+            print(
+                f"{split}: hd95 and assd (pixels) are means over {values['distances']:.0f} of {masks} masks: where one "
+                f"of truth and prediction is empty there is none, and nsd (tolerance {run.task.tolerance:g}) is 0"
+            )
 
 
 def show(place: RunFolder, run: Run) -> None:
@@ -85,13 +150,19 @@ def show(place: RunFolder, run: Run) -> None:
             "%s has no test split here: the numbers are of the validation split, which also chose the epoch%s, so they "
             "flatter",
             run.data.spec.name,
-            " and the threshold" if run.threshold else "",
+            " and the threshold" if run.decision.threshold else "",
         )
     title = f"epoch {metrics['epoch']}"
-    if run.threshold:
-        title += ", threshold " + ", ".join(f"{value:g}" for value in run.threshold)
-        title += " chosen on validation" if run.config.threshold == "validation" else ""
-    print_table(title, splits, metrics.get("intervals", {}))
+    if run.decision.threshold:
+        title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
+    beside = {f"{s} {name}": of for s, found in metrics.get("beside", {}).items() for name, of in found.items()}
+    details = metrics.get("details", {})
+    print_table(title, splits | beside, metrics.get("intervals", {}), details)
+    for split in splits:
+        print_details(split, details.get(split, {}))
+    print_distances(run, splits)
+    if "paper" in metrics:
+        print_protocols(run, metrics["paper"])
     for name, scored in metrics.get("challenge", {}).items():
         for split, values in scored.items():
             print_challenge(name, split, values)
@@ -101,20 +172,36 @@ def show(place: RunFolder, run: Run) -> None:
 
 
 def print_table(
-    title: str, columns: dict[str, dict[str, float]], intervals: Mapping[str, Mapping[str, Sequence[float]]]
+    title: str,
+    columns: dict[str, dict[str, float]],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]],
+    details: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Prints metrics, a column for each split, and beside it one for its intervals if it has any."""
-    known = [key for values in columns.values() for key in values]
+    missing = {name: found.get("not_defined", {}) for name, found in details.items()}
+    known = [key for values in [*columns.values(), *missing.values()] for key in values]
     per_class = sorted({k for k in known if k.startswith(PER_CLASS) and "/" in k})
     shown = [*(name for name in (SHOWN if SHOWN[0] in known else NAMES) if name in known), *per_class]
     header, cells = ["metric"], [shown]
     for name, values in columns.items():
         header.append(name)
-        cells.append([f"{values[m]:.4f}" if m in values else "-" for m in shown])
+        undefined = missing.get(name, {})
+        cells.append([f"{values[m]:.4f}" if m in values else "not defined" if m in undefined else "-" for m in shown])
         if bounds := intervals.get(name):
             header.append("95 %")
             cells.append(["{:.3f} to {:.3f}".format(*bounds[m]) if m in bounds else "-" for m in shown])
     print_rows(title, header, [*zip(*cells, strict=True)])
+
+
+def print_details(split: str, details: Mapping[str, Any]) -> None:
+    """Prints what `Evaluation.details` has of AUROCs by DeLong and of metrics without a value."""
+    for name, (low, high) in details.get("delong", {}).items():
+        print(f"{name} of {split}, 95 % by DeLong: {low:.3f} to {high:.3f}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in details.get("not_defined", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        print(f"not defined on {split}, where {reason}: {', '.join(names)}")
 
 
 def print_challenge(name: str, split: str, values: Mapping[str, float]) -> None:

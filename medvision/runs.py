@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
+    def paper(self) -> Path:
+        """Checkpoint of the epoch that was best on the reported split itself, with `protocol=paper`."""
+        return self.path / "checkpoints" / "paper.ckpt"
+
+    @property
     def last(self) -> Path:
         """Checkpoint to resume from."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -96,9 +101,18 @@ class RunFolder:
         """Per-image results of a split."""
         return self.path / f"results_{split}.csv"
 
+    @property
+    def choice(self) -> Path:
+        """What the threshold was chosen by, over all thresholds."""
+        return self.path / "threshold.png"
+
     def picture(self, split: str) -> Path:
         """Images of a split with truth and prediction, from the worst to the best."""
         return self.path / f"predictions_{split}.png"
+
+    def calibration(self, split: str) -> Path:
+        """Reliability diagrams of the probabilities of a split's pixels; the same as CSV beside it."""
+        return self.path / f"calibration_{split}.png"
 
     def require_checkpoint(self) -> Path:
         """The best checkpoint.

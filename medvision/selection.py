@@ -23,7 +23,7 @@ from medvision.runs import RunFolder
 log = logging.getLogger(__name__)
 
 DISTANCES = [name for name in BOUNDARY if name != "nsd"]  # the less the better
-NO_METRICS = ("id", "group", "height", "width", "class", "threshold", *COUNTS)
+NO_METRICS = ("id", "group", "height", "width", "class", "threshold", "area_truth", "area_predicted", *COUNTS)
 Bools = NDArray[np.bool_]
 Result = Mapping[str, str]
 
@@ -38,8 +38,8 @@ def results(run: Run, place: RunFolder, split: str) -> Sequence[Result]:
             return rows
         log.warning("%s is of other images than %s has now", path, split)
     log.info("measuring %d images of %s", len(ids), split)
-    found = evaluate(run.evaluating(), run.task, run.data, split, run.threshold)
-    return [*csv.DictReader(found.table(run.threshold).splitlines())]
+    found = evaluate(run.evaluating(), run.task, run.data, split, run.decision)
+    return [*csv.DictReader(found.table(run.decision).splitlines())]
 
 
 def samples(run: Run, split: str) -> Sequence[Sample]:
@@ -114,14 +114,14 @@ def named(run: Run, split: str, name: str) -> Sample:
 
 
 class Artist:
-    """Draws images with what a run predicts of them, at the stored threshold.
+    """Draws images with what a run predicts of them, with the stored decision.
 
     Args:
         run: A finished run.
     """
 
     def __init__(self, run: Run) -> None:
-        self.predictor, self.threshold = Predictor([run.predicting()]), run.threshold
+        self.predictor, self.decision = Predictor([run.predicting()]), run.decision
         self.spec = run.data.spec
 
     def one(self, path: Path, sample: Sample, title: str) -> None:
@@ -131,7 +131,9 @@ class Artist:
             image, _ = sample.read(self.spec.in_channels)
             probability = self.predictor(image, sample.id)
             title = f"{title}\n{sample.id}: {self._verdict(sample, probability)}"
-            figures.probabilities(path, image, classes, probability, self._truth(sample), self.threshold, title)
+            figures.probabilities(
+                path, image, classes, probability, self._truth(sample), self.decision.threshold, title
+            )
             return
         whole = self._example(sample)
         each = [self._only(whole, name, name) for name in classes] if len(classes) > 1 else []
@@ -156,7 +158,7 @@ class Artist:
 
     def _example(self, sample: Sample, note: str = "") -> figures.Example:
         image, masks = sample.read(self.spec.in_channels)
-        prediction = self.predictor(image, sample.id) >= np.asarray(self.threshold, np.float32)[:, None, None]
+        prediction = self.decision.masks(self.predictor(image, sample.id))
         return self._captioned(f"{sample.id}{note}", image, masks.transpose(2, 0, 1) > 0, prediction)
 
     def _only(self, whole: figures.Example, name: str, caption: str) -> figures.Example:
@@ -182,6 +184,6 @@ class Artist:
 
     def _verdict(self, sample: Sample, probability: NDArray[np.float32]) -> str:
         """The classes that are there, and if others are decided for, on a second line which."""
-        values = (self._truth(sample), decide(probability[None], self.threshold)[0])
+        values = (self._truth(sample), decide(probability[None], self.decision.threshold)[0])
         there, said = (figures.named(self.spec.classes, flags) for flags in values)
         return there if said == there else f"{there}\nsaid: {said}"

@@ -1,7 +1,7 @@
 """LightningModules: how a model is trained and measured."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,13 +13,30 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.losses import DeepSupervision
-from medvision.metrics import GRID, Overlap, Ranking, histogram
+from medvision.metrics import (
+    CHOICES,
+    GRID,
+    YOUDEN,
+    Overlap,
+    Ranking,
+    boundary_scores,
+    check_operating_point,
+    count,
+    histogram,
+)
+from medvision.metrics.calibration import Calibration
+from medvision.mixing import mix
 from medvision.models import EncoderModel
 from medvision.optim import OneCycle, Parameters, needs_metric
+from medvision.postprocess import option_counts
 from medvision.spec import DataSpec
 from medvision.tta import TestTimeAugmentation
+
+WATCHED = ("val", "paper")
+"""What each loader of a validation is: the split that chooses, and the one that a paper chose by and reported."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,19 @@ class ImageCounts:
         id: The image.
         size: Height and width, pixels.
         counts: int64 (T, K, 4): true and false positives, false and true negatives at each threshold.
+        network: int64 (K, 4): the same at network size and a probability of one half.
+        surface: The metrics of `boundary_scores` with the task's `decision`, (K,); empty without one.
+        cleaned: int64 (K, 4): counts of the cleaned masks; none where the decision cleans none.
+        options: int64 (O, K, 4): counts after each post-processing to choose among; none where none is chosen.
     """
 
     id: str
     size: tuple[int, int]
     counts: NDArray[np.int64]
+    network: NDArray[np.int64]
+    surface: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    cleaned: NDArray[np.int64] | None = None
+    options: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +122,9 @@ class Task(pl.LightningModule):
         self.loss = loss
         self.optimizer, self.scheduler, self.spec, self.seed = optimizer, scheduler, spec, seed
         self.monitor, self.mode = monitor, mode
+        self.chosen_by = monitor  # the threshold
         self.tta = TestTimeAugmentation("none")
-        self.losses: dict[str, list[tuple[Tensor, int]]] = {"train": [], "val": []}
+        self.losses: dict[str, list[tuple[Tensor, int]]] = {split: [] for split in ("train", *WATCHED)}
 
     def forward(self, image: Tensor) -> Any:
         """Logits of normalised images (N, C, H, W)."""
@@ -135,15 +161,18 @@ class Task(pl.LightningModule):
         """Logs `train/loss`, the mean over the images of the epoch, and what is measured of it."""
         self._log_epoch("train")
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Measures one batch; returns its probabilities, for callbacks that draw."""
-        probability = self.activate(self._step(batch, "val")[0])
-        self._measure("val").update(probability, batch["target"])
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Measures one batch of what is watched; returns its probabilities, for callbacks that draw."""
+        split = WATCHED[dataloader_idx]
+        probability = self.activate(self._step(batch, split)[0])
+        self._measure(split).update(probability, batch["target"])
         return probability
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss and metrics of the validation split as `val/<metric>`."""
-        self._log_epoch("val")
+        """Logs loss and metrics of the validation split as `val/<metric>`, and of a second one as `paper/<metric>`."""
+        for split in WATCHED:
+            if self.losses[split]:
+                self._log_epoch(split)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and, if there is one, the schedule."""
@@ -182,10 +211,13 @@ class Task(pl.LightningModule):
         return Parameters(trained, layers)
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
-        outputs = self(batch["image"])
-        loss: Tensor = self.loss(outputs, batch["target"])
+        outputs, loss = self._loss(batch, split)
         self.losses[split].append((loss.detach(), len(batch["image"])))
         return outputs, loss
+
+    def _loss(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
+        outputs = self(batch["image"])
+        return outputs, self.loss(outputs, batch["target"])
 
     def _log_epoch(self, split: str) -> None:
         losses, images = zip(*self.losses[split], strict=True)
@@ -212,14 +244,21 @@ class SegmentationTask(Task):
     While it trains, the validation split is measured at network size and a probability of one half; `test_step`
     measures at the original size of each mask and counts at every threshold.
 
+    Attributes:
+        decision: With which `test_step` measures boundaries too; None: it does not.
+
     Args:
         model: `forward(image) -> logits`, or a list of logits while training with deep supervision.
         loss: `loss(logits, target) -> scalar`, of one output.
         optimizer: See `Task`; so are `scheduler`, `spec`, `monitor`, `mode`, `seed`, `channels_last`.
         supervision_weights: Weights of deep supervision, the main output first; None is the mean.
+        threshold_by: Metric by which thresholds are chosen, one of `metrics.CHOICES`; None: the monitor if it is one of
+            a class or of all, else `jaccard_image`.
+        empty: What an image counts that has neither truth nor prediction: 1, 0, or None, which leaves it out.
+        tolerance: Of the normalised surface Dice, pixels; None: no boundaries are measured.
 
     Raises:
-        MedvisionError: If `monitor` is not logged or `mode` is neither.
+        MedvisionError: If `monitor` is not logged, `mode` is neither, or another option has no meaning.
     """
 
     def __init__(
@@ -234,24 +273,59 @@ class SegmentationTask(Task):
         supervision_weights: Sequence[float] | None = None,
         seed: int = 0,
         channels_last: bool = False,
+        threshold_by: str | None = None,
+        empty: float | None = 1,
+        tolerance: float | None = 2,
     ) -> None:
-        measures: dict[str, Overlap | Ranking] = {"val": Overlap(spec.classes)}
+        if empty not in (0, 1, None):
+            raise MedvisionError(f"task.empty={empty}: expected 1, 0, or null, which leaves the image out")
+        if tolerance is not None and not tolerance >= 0:
+            raise MedvisionError(f"task.tolerance={tolerance}: expected 0 pixels or more, or null for no boundaries")
+        if threshold_by not in (None, *CHOICES):
+            raise MedvisionError(f"task.threshold_by={threshold_by}: expected null or one of {', '.join(CHOICES)}")
+        nothing = float("nan" if empty is None else empty)
+        measures: dict[str, Overlap | Ranking] = {s: Overlap(spec.classes, empty=nothing) for s in WATCHED}
         loss = DeepSupervision(loss, supervision_weights)
         super().__init__(model, loss, optimizer, scheduler, spec, measures, monitor, mode, seed, channels_last)
+        self.empty, self.tolerance = nothing, tolerance
+        of_monitor = monitor.split("/")[1]
+        self.chosen_by = threshold_by or (of_monitor if of_monitor in CHOICES else "jaccard_image")
         self.thresholds: NDArray[np.float32] = GRID
+        self.decision: Decision | None = None
+        self.choosing = False
+        self.calibration = Calibration(len(spec.classes))
         self.counted: list[ImageCounts] = []
 
     def on_test_start(self) -> None:
         """Forgets an earlier evaluation."""
-        self.counted = []
+        self.counted, self.calibration = [], Calibration(len(self.spec.classes))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Counts each image of a batch at the size of its `mask`, into `counted`."""
-        for probability, mask, name in zip(self.probability(batch["image"]), batch["mask"], batch["id"], strict=True):
+        answers = zip(self.probability(batch["image"]), batch["target"], batch["mask"], batch["id"], strict=True)
+        for probability, target, mask, name in answers:
             require_numbers(probability, name)
-            full = resize_probability(probability, mask.shape[-2:])
-            counts = histogram(full, mask.to(full.device), self.thresholds)
-            self.counted.append(ImageCounts(name, (mask.shape[-2], mask.shape[-1]), counts))
+            full, truth = resize_probability(probability, mask.shape[-2:]), mask.to(probability.device)
+            self.calibration.update(full[None], truth[None])
+            network = count(probability >= 0.5, target).cpu().numpy()
+            full = self.decision.calibrated(full) if self.decision else full
+            counts = histogram(full, truth, self.thresholds)
+            size, decided = (mask.shape[-2], mask.shape[-1]), self._decided(full, truth)
+            self.counted.append(ImageCounts(name, size, counts, network, **decided))
+
+    def _decided(self, probability: Tensor, truth: Tensor) -> dict[str, Any]:
+        """What is known of the masks of the decision alone, of calibrated probabilities (K, H, W)."""
+        decision, found = self.decision, dict[str, Any]()
+        if decision is None or not (decision.cleaning or self.choosing or self.tolerance is not None):
+            return {}
+        masks, truths = decision.masks(probability.cpu().numpy()), truth.bool().cpu().numpy()
+        if self.choosing:
+            return {"options": option_counts(masks, truths)}
+        if decision.cleaning:
+            found["cleaned"] = count(torch.from_numpy(masks)[None], torch.from_numpy(truths)[None])[0].numpy()
+        if self.tolerance is not None:
+            found["surface"] = boundary_scores(masks, truths, self.tolerance, both_empty=self.empty)
+        return found
 
 
 class ClassificationTask(Task):
@@ -264,9 +338,13 @@ class ClassificationTask(Task):
         model: `forward(image) -> logits`.
         loss: `loss(logits, target) -> scalar`.
         optimizer: See `Task`; so are `scheduler`, `spec`, `monitor`, `mode`, `seed`, `channels_last`.
+        mixup: See `mixing.mix`, by which training batches are mixed; so is `cutmix`. Metrics of training are then of
+            mixed images, whose truth is that of the larger share.
+        operating_point: What the threshold of each class is chosen for, see `metrics.best_decision`.
 
     Raises:
-        MedvisionError: If `monitor` is not logged or `mode` is neither.
+        MedvisionError: If `monitor` is not logged or `mode` is neither, a strength is negative, or `operating_point` is
+            unknown or asked for where the most probable class is decided for.
     """
 
     def __init__(
@@ -278,12 +356,25 @@ class ClassificationTask(Task):
         spec: DataSpec,
         monitor: str = "val/accuracy",
         mode: Literal["max", "min"] = "max",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        operating_point: str | Mapping[str, float] = YOUDEN,
         seed: int = 0,
         channels_last: bool = False,
     ) -> None:
         self.exclusive = spec.kind == "multiclass"
+        for name, strength in (("mixup", mixup), ("cutmix", cutmix)):
+            if strength < 0:
+                raise MedvisionError(f"task.{name} is {strength}; expected 0 (off) or more")
+        check_operating_point(operating_point)
+        if self.exclusive and operating_point != YOUDEN:
+            raise MedvisionError(
+                f"task.operating_point={operating_point}: {spec.name} has exclusive classes, of which the most "
+                "probable is decided for; leave it out"
+            )
         measures: dict[str, Overlap | Ranking] = {s: Ranking(spec.classes, self.exclusive) for s in ("train", "val")}
         super().__init__(model, loss, optimizer, scheduler, spec, measures, monitor, mode, seed, channels_last)
+        self.mixup, self.cutmix, self.operating_point = mixup, cutmix, operating_point
         self.scored: list[ImageScores] = []
 
     def activate(self, logits: Tensor) -> Tensor:
@@ -300,6 +391,13 @@ class ClassificationTask(Task):
         for name, values, target in zip(batch["id"], probability, batch["target"].cpu(), strict=True):
             require_numbers(values, name)
             self.scored.append(ImageScores(name, values, target))
+
+    def _loss(self, batch: dict[str, Any], split: str) -> tuple[Any, Tensor]:
+        if split != "train" or not (self.mixup or self.cutmix):
+            return super()._loss(batch, split)
+        image, order, share = mix(batch["image"], self.mixup, self.cutmix)
+        outputs, target = self(image), batch["target"]
+        return outputs, share * self.loss(outputs, target) + (1 - share) * self.loss(outputs, target[order])
 
 
 def require_numbers(probability: Tensor, name: str) -> None:

@@ -83,6 +83,7 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
     if cfg.ckpt_path is not None and not place.last.exists():
         run.load_weights(Path(cfg.ckpt_path))  # Lightning loads them again; here they are refused early
     training = run.training()
+    run.check_monitor()
     run.data.prepare_data()
     return run, training
 

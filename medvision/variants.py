@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from medvision.errors import MedvisionError
 from medvision.files import read_json
-from medvision.metrics import COUNTS, LabelRows, MaskRows, Rows
+from medvision.metrics import BOUNDARY, COUNTS, EMPTY, LabelRows, MaskRows, Rows
 from medvision.runs import RunFolder
 
 log = logging.getLogger(__name__)
@@ -87,15 +88,20 @@ def read_run(place: RunFolder, config: Config, typed: Sequence[str], split: str)
     Raises:
         MedvisionError: If it has no results of the split.
     """
-    rows, groups = read_results(place.results(split))
+    empty = config["task"].get("empty", EMPTY)
+    rows, groups = read_results(place.results(split), math.nan if empty is None else empty)
     again = tuple(sorted(path.stem for path in (place.path / "evaluations").glob(f"{split}_*.json")))
     git = read_json(place.environment).get("git") if place.environment.exists() else None
     code = f"{git['commit'][:10]}{' and changes' if git['dirty'] else ''}" if git else ""
     return Measured(place.path, config, typed, rows, groups, read_json(place.metrics)[split], again, code)
 
 
-def read_results(path: Path) -> tuple[Rows, dict[str, str]]:
+def read_results(path: Path, empty: float = EMPTY) -> tuple[Rows, dict[str, str]]:
     """Reads `results_<split>.csv`: the results of each image, and what each belongs to where that is known.
+
+    Args:
+        path: The file.
+        empty: What an image of masks counts that has neither truth nor prediction; NaN leaves it out.
 
     Raises:
         MedvisionError: If it is not there or broken.
@@ -111,10 +117,12 @@ def read_results(path: Path) -> tuple[Rows, dict[str, str]]:
     groups = {row["id"]: row["group"] for row in table if row.get("group")}
 
     def column(name: str) -> NDArray[np.float64]:
-        return np.array([row[name] for row in table], np.float64).reshape(len(ids), len(classes))
+        return np.array([row[name] or np.nan for row in table], np.float64).reshape(len(ids), len(classes))
 
     if "truth" not in table[0]:
-        return MaskRows(ids, classes, np.stack([column(name) for name in COUNTS], -1).astype(np.int64)), groups
+        also = {name: column(name) for name in BOUNDARY if name in table[0]}
+        counts = np.stack([column(name) for name in COUNTS], -1).astype(np.int64)
+        return MaskRows(ids, classes, counts, also, empty), groups
     there, decided = (column(name) > 0 for name in ("truth", "decision"))
     return LabelRows(ids, classes, column("probability"), there, decided, not table[0]["threshold"]), groups
 

@@ -63,8 +63,8 @@ def _images(cfg: DictConfig, place: "RunFolder", output: Path | None, choice: st
     split = cfg.split or run.data.reported_split
     there = {sample.id: sample for sample in samples(run, split)}
     title = f"{place.path.name}: {split}"
-    if run.threshold:
-        title += f", threshold {', '.join(f'{value:.3g}' for value in run.threshold)}"
+    if decision := str(run.decision):
+        title += f", {decision}"
     if choice in ("index", "id"):
         sample = at(run, split, number) if choice == "index" else named(run, split, str(number))
         path = _path(output, place, f"{split}_{[*there].index(sample.id)}_{sample.id}")

@@ -8,7 +8,6 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medvision.data import ImageDataModule
+from medvision.decision import Decision
 from medvision.evaluation import LabelEvaluation, MaskEvaluation
 from medvision.spec import DataSpec
 from medvision.tasks import ImageCounts
@@ -423,18 +423,16 @@ def _fake_run(
     monitor: str = "val/jaccard_image",
 ) -> Path:
     ids = tuple(ids) or tuple(f"i{n:02d}" for n in range(len(results)))
+    decision = Decision((0.5,) * len(classes) if results.ndim == 3 or len(classes) == 1 else ())
     evaluation: MaskEvaluation | LabelEvaluation
     if results.ndim == 3:
-        images = tuple(ImageCounts(i, (10, 10), counts[None]) for i, counts in zip(ids, results, strict=True))
+        images = tuple(ImageCounts(i, (10, 10), counts[None], counts) for i, counts in zip(ids, results, strict=True))
         grid = np.array([0.5], np.float32)
         evaluation = MaskEvaluation(split, tuple(classes), images, grid, tuple(groups) if groups else None)
-        threshold = [0.5] * len(classes)
     else:
-        truth = np.arange(len(ids))[:, None] % len(classes) == np.arange(len(classes))
-        exclusive, threshold = len(classes) > 1, [] if len(classes) > 1 else [0.5]
-        evaluation = LabelEvaluation(split, tuple(classes), exclusive, ids, results, truth)
-        if not exclusive:
-            evaluation = replace(evaluation, truth=np.arange(len(ids))[:, None] % 2 == 0)
+        number = max(2, len(classes))
+        truth = np.arange(len(ids))[:, None] % number == np.arange(len(classes))
+        evaluation = LabelEvaluation(split, tuple(classes), len(classes) > 1, ids, results, truth)
     facts = OmegaConf.create(
         {
             "seed": 0,
@@ -452,8 +450,8 @@ def _fake_run(
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(facts, folder / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
-    (folder / f"results_{split}.csv").write_text(evaluation.table(threshold))
-    (folder / "metrics.json").write_text(json.dumps({split: evaluation.summary(threshold)}))
+    (folder / f"results_{split}.csv").write_text(evaluation.table(decision))
+    (folder / "metrics.json").write_text(json.dumps({split: evaluation.summary(decision)}))
     return folder
 
 

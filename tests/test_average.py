@@ -165,7 +165,7 @@ AVERAGES = {"ema": partial(EMA, 0.8), "swa": partial(SWA, 0.75)}
 def test_best_holds_the_average_of_its_epoch(tmp_path, name):
     trainer, _, record = fit(tmp_path, AVERAGES[name]())
     (checkpoint,) = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
-    epoch = checkpoint.best_epoch - 1
+    epoch = checkpoint.epochs["best"] - 1
     average, weights = saved(tmp_path, "best")
     assert equal(average, record.validated[epoch]) and equal(weights, record.epochs[epoch])
 

@@ -15,7 +15,7 @@ from medvision.callbacks import Checkpoint, PlainCheckpointIO, Thaw
 from medvision.models import UNetFamily
 
 
-def trainer_at(epoch, value):
+def trainer_at(epoch, value, other=0.0):
     """What `Checkpoint` asks of a trainer."""
 
     def save_checkpoint(path):
@@ -24,13 +24,16 @@ def trainer_at(epoch, value):
 
     return SimpleNamespace(
         current_epoch=epoch,
-        callback_metrics={"val/dice_image": value, "train/loss": 0.5},
+        callback_metrics={"val/dice_image": value, "paper/dice": other, "train/loss": 0.5},
         fit_loop=SimpleNamespace(restarting=False),
         is_global_zero=True,
         sanity_checking=False,
         save_checkpoint=save_checkpoint,
         state=SimpleNamespace(fn=TrainerFn.FITTING),
     )
+
+
+VALUES = st.sampled_from([0.1, 0.2, 0.3, float("nan")])
 
 
 def content(path):
@@ -40,24 +43,36 @@ def content(path):
 
 
 @settings(max_examples=30, deadline=None)
-@given(values=st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=1, max_size=8), stopped=st.booleans())
-def test_last_and_best_hold_their_epochs(tmp_path_factory, values, stopped):
+@given(values=st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=8), stopped=st.booleans())
+def test_each_file_holds_its_epoch(tmp_path_factory, values, stopped):
     folder = tmp_path_factory.mktemp("checkpoints")
     if stopped:  # what a kill in the middle of writing leaves
         (folder / ".0.slot").write_bytes(b"half a file, longer than a whole one" * 1000)
-    callback = Checkpoint(folder, "val/dice_image", "max")
-    for epoch, value in enumerate(values):
-        trainer = trainer_at(epoch, value)
+    callback = Checkpoint(folder, "val/dice_image", "max", paper="paper/dice")
+    for epoch, both in enumerate(values):
+        trainer = trainer_at(epoch, *both)
         callback.on_validation_end(trainer, None)
         callback.on_train_epoch_end(trainer, None)
         callback.on_train_epoch_start(trainer, None)
-        known = [v for v in values[: epoch + 1] if v == v]
         assert content(folder / "last.ckpt") == epoch
-        assert not known or content(folder / "best.ckpt") == values.index(max(known))
-        assert len(list(folder.glob(".*.slot"))) <= 3
-    callback.on_train_end(trainer_at(len(values) - 1, values[-1]), None)
-    assert {file.name for file in folder.iterdir()} <= {"last.ckpt", "best.ckpt"}
+        for name, seen in zip(("best", "paper"), zip(*values[: epoch + 1], strict=True), strict=True):
+            if known := [v for v in seen if v == v]:
+                first = seen.index(max(known))
+                assert content(folder / f"{name}.ckpt") == first
+                assert callback.state_dict()[f"{name}_epoch"] == first + 1
+        assert len(list(folder.glob(".*.slot"))) <= 4
+    callback.on_train_end(trainer_at(len(values) - 1, *values[-1]), None)
+    assert {file.name for file in folder.iterdir()} <= {"last.ckpt", "best.ckpt", "paper.ckpt"}
     assert content(folder / "last.ckpt") == len(values) - 1
+    resumed = Checkpoint(folder, "val/dice_image", "max", paper="paper/dice")
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.state_dict() == callback.state_dict()
+
+
+def test_a_run_from_the_checkpoint_of_another_has_its_own_best(tmp_path):
+    callback = Checkpoint(tmp_path, "val/dice_image", "max")
+    callback.load_state_dict({"best": 0.9, "best_epoch": 7})
+    assert callback.state_dict() == {"best": None, "best_epoch": 0}
 
 
 def test_a_kill_between_the_two_files_leaves_no_older_best(tmp_path, monkeypatch):

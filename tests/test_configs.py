@@ -384,6 +384,12 @@ def test_a_config_has_no_room_for_a_typo():
             ["data=isic2018_attributes", "data.spec.challenge=isic2017_part1"],
             r"counts have the shape \(1, 5, 4\); expected \(images, 1, 4\)",
         ),
+        (["temperature=2"], "temperature=2: expected none or validation"),
+        (["cleaning=largest"], "cleaning=largest: expected none or validation"),
+        (
+            ["data=isic2016", "model=resnet18", "cleaning=validation"],
+            "cleaning=validation is of masks, data=isic2016 has",
+        ),
         (["model._target_=medvision.models.UNetV9"], "model: medvision.models.UNetV9 cannot be made"),
     ],
 )

@@ -18,9 +18,12 @@ from medvision.figures import (
     curves,
     gallery,
     probabilities,
+    reliability,
     sheet,
+    sweep,
     to_pixels,
 )
+from medvision.metrics.calibration import Reliability
 
 GAP, LINE, HEAD = 4, 22, 44  # white between pictures, a line of text, two of them at the top
 IMAGE, TRUTHS, PREDICTION, ERRORS = range(4)
@@ -294,6 +297,22 @@ def test_captions_of_a_gallery_stay_above_their_picture(tmp_path):
     assert not captions[:, TILE + 6 :].any()
 
 
+def test_a_threshold_stands_on_its_curve_within_its_band(tmp_path, drawn):
+    thresholds = np.array([0.2, 0.4, 0.6], np.float32)
+    curves_of = {"round": np.array([[0.1, 0.3, 0.2], [0.0, 0.2, 0.1], [0.2, 0.5, 0.3]]), "square": np.full((3, 3), 0.4)}
+    sweep(tmp_path / "threshold.png", thresholds, curves_of, [0.4, 0.5], "dice_image", "a title")
+    assert [path.name for path in tmp_path.iterdir()] == ["threshold.png"]
+    (axes,) = drawn[0].axes
+    first, at_first, _, at_second = axes.lines
+    np.testing.assert_allclose(first.get_xydata(), np.stack([thresholds, [0.1, 0.3, 0.2]], 1))
+    np.testing.assert_allclose(at_first.get_xydata(), [[0.4, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(at_second.get_xydata(), [[0.5, 0.4]], rtol=1e-6)
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(np.round(corner, 6)) for corner in corners} >= {(0.4, 0.2), (0.4, 0.5), (0.2, 0.0), (0.6, 0.3)}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["round: 0.4", "square: 0.5"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("threshold", "dice_image", "a title")
+
+
 def broken(self, path, *args, **kwargs):
     path.write_bytes(b"\x89PNG half")
     raise OSError("no space left on device")
@@ -316,3 +335,17 @@ def test_a_failure_leaves_no_half_written_file(tmp_path, monkeypatch, owner, met
     with pytest.raises(OSError, match="no space left"):
         make(path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({path.name: before} if before else {})
+
+
+def test_reliability_has_a_diagram_for_each_class_and_a_line_for_each_name(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    nan = float("nan")
+    found = Reliability(np.array([3, 0, 1]), np.array([0.1, nan, 0.9]), np.array([1 / 3, nan, 1]), 0.25)
+    reliability(tmp_path / "x.png", {"a": {"before": found, "after": found}, "b": {"before": found}}, "a title")
+    first, second, *shares = figures[0].axes
+    assert [axes.get_title() for axes in (first, second)] == ["a", "b"]
+    lines = first.lines[1:]
+    assert [line.get_label() for line in lines] == [f"{n}: ECE 0.2000, Brier 0.2500" for n in ("before", "after")]
+    np.testing.assert_allclose(lines[0].get_xydata(), [[0.1, 1 / 3], [0.9, 1]])
+    np.testing.assert_allclose(shares[1].patches[0].get_data().values, [0.75, 0, 0.25])

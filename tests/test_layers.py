@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "optim", "submission"},
-    {"figures", "postprocess"},
+    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
+    {"figures", "label_figures", "postprocess"},
+    {"decision"},
     {"tasks"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},

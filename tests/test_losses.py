@@ -583,6 +583,41 @@ def test_cross_entropy_of_labels_that_may_be_many_or_none(smoothing, positive, w
     assert float(loss) == pytest.approx(losses.mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_loss_of_exclusive_classes(gamma, weights, smoothing):
+    generator = np.random.default_rng(2)
+    logits, target = generator.normal(size=(5, 3)), np.array([0, 2, 1, 1, 0])
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    classes = np.ones(3) if weights is None else np.array(weights) / np.mean(weights)
+    losses = [
+        (1 - row[t]) ** gamma
+        * ((1 - smoothing) * classes[t] * -np.log(row[t]) + smoothing / 3 * (classes * -np.log(row)).sum())
+        for row, t in zip(p, target, strict=True)
+    ]
+    found = CrossEntropy(smoothing, class_weights=weights, gamma=gamma)(torch.tensor(logits), torch.tensor(target))
+    assert float(found) == pytest.approx(sum(losses) / classes[target].sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("positive", [None, [3.0, 0.5]])
+def test_focal_loss_of_labels_that_may_be_many_or_none(positive):
+    generator = np.random.default_rng(3)
+    logits, target = generator.normal(size=(6, 2)), (generator.random((6, 2)) < 0.5).astype(float)
+    p, w = sigmoid(logits), np.ones(2) if positive is None else np.array(positive)
+    losses = np.where(target == 1, -w * (1 - p) ** 2 * np.log(p), -(p**2) * np.log(1 - p))
+    found = CrossEntropy(positive_weights=positive, gamma=2)(torch.tensor(logits), torch.tensor(target))
+    assert float(found) == pytest.approx(losses.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [torch.tensor([0, 1]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])])
+def test_focal_loss_of_labels_has_finite_gradients_at_any_logit(target):
+    logits = torch.tensor([[200.0, -200.0], [200.0, -200.0]], requires_grad=True)  # surely right, surely wrong
+    loss = CrossEntropy(gamma=0.5)(logits, target)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all() and float(logits.grad[0].abs().max()) < 1e-6 < float(loss)
+
+
 def test_cross_entropy_on_images_without_a_class_sees_each_false_positive():
     logits = torch.tensor([[-8.0, 5.0]], requires_grad=True)
     CrossEntropy()(logits, torch.zeros(1, 2)).backward()
@@ -590,9 +625,10 @@ def test_cross_entropy_on_images_without_a_class_sees_each_false_positive():
 
 
 @pytest.mark.parametrize("target", [torch.tensor([0, 2]), torch.tensor([[0.0, 1, 1], [0, 0, 0]]).double()])
-def test_gradients_of_cross_entropy(target):
+@pytest.mark.parametrize("gamma", [0, 1.5])
+def test_gradients_of_cross_entropy(target, gamma):
     logits = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = CrossEntropy(0.1)
+    loss = CrossEntropy(0.1, gamma=gamma)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # gradcheck needs float64
         assert torch.autograd.gradcheck(lambda x: loss(x, target), logits)
@@ -603,6 +639,7 @@ def test_gradients_of_cross_entropy(target):
     [
         ({"label_smoothing": 1}, "loss.label_smoothing is 1; expected a share from 0 to below 1"),
         ({"positive_weights": [1, 0]}, r"loss.positive_weights is \[1, 0\]; expected numbers above 0"),
+        ({"gamma": -1}, "loss.gamma is -1; expected a number of 0 or more"),
         ({"class_weights": [1]}, r"loss.class_weights is \[1\]; expected a number of 0 or more for each of two"),
     ],
 )

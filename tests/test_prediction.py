@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
+from scipy.special import expit, logit
 from torch import nn
 
 from medvision.data.images import read_image
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.losses import CrossEntropy, SegmentationLoss
 from medvision.models import UNetFamily
@@ -43,6 +45,15 @@ def trained(spec, name="first", seed=0, model=None, **options):
 
 def photo(height=21, width=34, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def test_each_model_answers_at_its_temperature(spec):
+    decision = Decision((0.5, 0.5), (0.5, 3.0))
+    facts = spec("multilabel", classes=["a", "b"])
+    plain, warm = (trained(facts, **options) for options in ({}, {"decision": decision}))
+    raw, found = (Predictor([model])(photo()) for model in (plain, warm))
+    np.testing.assert_allclose(found, expit(logit(raw) / np.array([0.5, 3])[:, None, None]), atol=1e-5)
+    np.testing.assert_allclose(Predictor([plain, warm])(photo()), (raw + found) / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [3, 1])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.prediction_folder import Inputs, PredictionFolder, predict
 
@@ -46,7 +47,7 @@ class Bright:
 
 
 def masks(path, classes=("lesion",), threshold=(0.5,), **options):
-    return PredictionFolder(path, "mask", classes, threshold, **options)
+    return PredictionFolder(path, "mask", classes, Decision(threshold), **options)
 
 
 def answers(images, output, predictor=None, overwrite=False, **options):
@@ -165,7 +166,7 @@ def test_images_that_would_be_written_to_one_file_are_refused(tmp_path, first, s
     with pytest.raises(MedvisionError, match=words), folder.open([first, second]):
         pass
     assert not (tmp_path / "out").exists()
-    labels = PredictionFolder(tmp_path / "out", "label", classes, [])
+    labels = PredictionFolder(tmp_path / "out", "label", classes, Decision(()))
     with labels.open([first, second]):  # a table has no such names
         pass
 
@@ -203,7 +204,7 @@ def test_masks_and_what_is_measured_of_them(tmp_path):
 def test_labels_are_rows(tmp_path):
     image = np.zeros((3, 3, 3), np.uint8)
     for name, threshold in (("sigmoid", [0.25, 0.5]), ("softmax", [])):
-        folder = PredictionFolder(tmp_path / name, "label", ["ants", "bees"], threshold)
+        folder = PredictionFolder(tmp_path / name, "label", ["ants", "bees"], Decision(tuple(threshold)))
         with folder.open(["x/1.png"]):
             folder.add("x/1.png", image, np.array([0.375, 0.375 if threshold else 0.625], np.float32))
         assert files(tmp_path / name).keys() == {".lock", "prediction.json", "predictions.csv"}

@@ -67,6 +67,8 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         MedvisionError: If a number is out of its range or the file of `exclude` is not there.
     """
 
+    watched: str | None = None
+    """A split that is measured beside validation while training, as `protocol=paper` wants it."""
     dealt_folds = 5
     """Folds where official splits are missing and none are asked for."""
 
@@ -329,10 +331,13 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         facts = self.cache.facts[rows]
         return np.asarray((facts["pixels"] / facts["size"].astype(np.int64).prod(1)[:, None]).mean(0))
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """The validation split at network size."""
-        dataset = self.dataset("val")
-        return self._loader(dataset, ShardSampler(len(dataset)))
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[DataLoader[dict[str, Any]]]:
+        """The validation split at network size; if a split is `watched` beside it, a list of both."""
+        val, *watched = (
+            self._loader(dataset, ShardSampler(len(dataset)))
+            for dataset in (self.dataset(split) for split in ("val", self.watched) if split is not None)
+        )
+        return [val, *watched] if watched else val
 
     def evaluation_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
         """A split with `mask`, a list of uint8 (K, H, W) at the files' own sizes, in each batch."""

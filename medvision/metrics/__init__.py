@@ -1,25 +1,33 @@
 """Metrics: overlap of masks from counted pixels, distances of boundaries, labels from probabilities, intervals."""
 
 from medvision.metrics.boundary import BOUNDARY, boundary_scores, surface_distances
-from medvision.metrics.challenge import OF_LABELS, OF_MASKS
+from medvision.metrics.challenge import OF_LABELS, OF_MASKS, unetpp_iou
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import (
     NAMES,
+    YOUDEN,
     Ranking,
     best_decision,
+    check_operating_point,
+    cumulate,
     decide,
+    delong,
     one_hot,
     summarise_label_intervals,
     summarise_labels,
+    undefined_labels,
 )
 from medvision.metrics.overlap import (
+    CHOICES,
     COUNTS,
     EMPTY,
     GRID,
     Overlap,
+    best_columns,
     best_threshold,
     count,
     histogram,
+    image_scores,
     scores,
     summarise,
 )
@@ -28,12 +36,14 @@ from medvision.metrics.rows import LabelRows, MaskRows, Rows, lower_is_better
 
 __all__ = [
     "BOUNDARY",
+    "CHOICES",
     "COUNTS",
     "EMPTY",
     "GRID",
     "NAMES",
     "OF_LABELS",
     "OF_MASKS",
+    "YOUDEN",
     "Bootstrap",
     "LabelRows",
     "MaskRows",
@@ -42,13 +52,18 @@ __all__ = [
     "Ranking",
     "Resampled",
     "Rows",
+    "best_columns",
     "best_decision",
     "best_threshold",
     "boundary_scores",
+    "check_operating_point",
     "count",
+    "cumulate",
     "decide",
+    "delong",
     "histogram",
     "holm",
+    "image_scores",
     "interval",
     "lower_is_better",
     "one_hot",
@@ -62,4 +77,6 @@ __all__ = [
     "summarise_labels",
     "surface_distances",
     "two_sided",
+    "undefined_labels",
+    "unetpp_iou",
 ]

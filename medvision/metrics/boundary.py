@@ -32,11 +32,9 @@ Empty = Literal["nan", "diagonal"]
 
 
 def boundary_scores(
-    predicted: Bools, truth: Bools, tolerance: float = 2.0, empty: Empty = "nan"
+    predicted: Bools, truth: Bools, tolerance: float = 2.0, empty: Empty = "nan", both_empty: float = 1.0
 ) -> dict[str, NDArray[Any]]:
     """Every boundary metric of each pair of masks.
-
-    Where both masks are empty, distances are 0 and `nsd` is 1, as in the BraTS challenges.
 
     Args:
         predicted: bool (..., H, W).
@@ -45,6 +43,8 @@ def boundary_scores(
         empty: Distances where one mask of a pair is empty and the other is not, `nsd` being 0: `nan`, no value; or
             `diagonal`, that of the image, sqrt(H² + W²), as in BraTS. Without a value, a mean over images does not
             see the worst of them.
+        both_empty: `nsd` where both masks are empty. If it is 1, distances are 0 there, as in the BraTS challenges;
+            else they have no value.
 
     Returns:
         `BOUNDARY`, float64 arrays of shape (...).
@@ -66,7 +66,7 @@ def boundary_scores(
         if np.isinf(there).any() or np.isinf(back).any():
             values = [missing] * 4 + [0.0]
         elif not there.size:
-            values = [0.0] * 4 + [1.0]
+            values = [0.0 if both_empty == 1 else np.nan] * 4 + [both_empty]
         else:
             both = np.concatenate([there, back])
             values = [

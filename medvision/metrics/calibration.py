@@ -5,10 +5,13 @@ presence (Murphy and Winkler 1977, Appl Stat 26:41-47); where exactly one class 
 most probable one and whether it is right for the top-label diagram of Guo et al. 2017 (arXiv:1706.04599).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from medvision.errors import MedvisionError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+CERTAIN = 1e-7  # distance from 0 and 1 within which a float32 probability no longer tells logits apart
+FINE = 1024  # logits that are told apart between 0 and 1
 
 
 @dataclass(frozen=True)
@@ -41,51 +46,26 @@ class Reliability:
         return float(off @ self.count / self.count.sum())
 
 
-class _Histogram:
-    """Values of each class by bin and presence: how many, and their sum, so that the mean of a bin is not its middle.
+class Calibration:
+    """Reliability of each class and the temperature that mends it, from probabilities added batch by batch.
 
-    Attributes:
-        count: int64 (K, 2, B), absent and present.
-        sum: float64 (K, 2, B).
-    """
-
-    def __init__(self, classes: int, low: float, high: float, bins: int) -> None:
-        self.low, self.high, self.bins = low, high, bins
-        self.count: Ints = np.zeros((classes, 2, bins), np.int64)
-        self.sum: Floats = np.zeros((classes, 2, bins))
-
-    def _add(self, values: Tensor, truth: Tensor) -> tuple[Floats, NDArray[np.bool_]]:
-        """Adds (N, K, ...) of both; returns them as (K, M)."""
-        classes = len(self.count)
-        if values.shape != truth.shape or values.ndim < 2 or values.shape[1] != classes:
-            raise MedvisionError(
-                f"values are {tuple(values.shape)}, truth is {tuple(truth.shape)}; expected (N, {classes}, ...) of both"
-            )
-        flat = values.detach().double().cpu().numpy().swapaxes(0, 1).reshape(classes, -1)
-        there = truth.cpu().numpy().swapaxes(0, 1).reshape(classes, -1) > 0
-        along = (self._coordinate(flat) - self.low) * (self.bins / (self.high - self.low))
-        place = np.clip(along, 0, self.bins - 1).astype(np.int64)
-        for k, cell in enumerate(place + self.bins * there):
-            self.count[k] += np.bincount(cell, minlength=2 * self.bins).reshape(2, -1)
-            self.sum[k] += np.bincount(cell, flat[k], 2 * self.bins).reshape(2, -1)
-        return flat, there
-
-    def _coordinate(self, values: Floats) -> Floats:
-        """What has bins of equal width."""
-        return values
-
-
-class Calibration(_Histogram):
-    """Reliability of each class, from probabilities added batch by batch.
+    Only whole numbers are kept: how many probabilities had which logit, to 1/1024, which is 0.00025 of a probability
+    at most. So it is exact in the order of additions, on any device, and knows every temperature at once.
 
     Args:
         classes: K.
-        bins: Bins of equal width.
+        bins: Bins of equal width of a reliability diagram.
+
+    Attributes:
+        count: int64 (K, 2, L), absent and present, by logit.
+        logits: float64 (L,).
     """
 
     def __init__(self, classes: int, bins: int = 15) -> None:
-        super().__init__(classes, 0, 1, bins)
-        self.squares: Floats = np.zeros(classes)
+        self.bins = bins
+        reach = math.ceil(FINE * math.log(1 / CERTAIN - 1))
+        self.logits: Floats = np.arange(-reach, reach + 1) / FINE
+        self.count: Ints = np.zeros((classes, 2, len(self.logits)), np.int64)
 
     def update(self, probability: Tensor, truth: Tensor) -> None:
         """Adds probabilities (N, K, ...) and truth of that shape, above 0 where the class is.
@@ -93,65 +73,50 @@ class Calibration(_Histogram):
         Raises:
             MedvisionError: If the shapes do not fit, or a probability is not within 0 and 1.
         """
-        if not bool(((probability >= 0) & (probability <= 1)).all()):
+        classes, _, cells = self.count.shape
+        if probability.shape != truth.shape or probability.ndim < 2 or probability.shape[1] != classes:
+            raise MedvisionError(
+                f"values are {tuple(probability.shape)}, truth is {tuple(truth.shape)}; "
+                f"expected (N, {classes}, ...) of both"
+            )
+        low, high = probability.detach().aminmax()
+        if not (low >= 0 and high <= 1 + CERTAIN * 10):  # of bilinear resizing, rounding
             raise MedvisionError("probabilities lie outside of 0 to 1 or are NaN; expected those after the sigmoid")
-        flat, there = self._add(probability, truth)
-        self.squares += ((flat - there) ** 2).sum(1)
+        for k in range(classes):
+            # from 0 upwards, where the whole part is what lies below
+            cell = probability[:, k].logit(CERTAIN).mul_(FINE).add_(cells // 2 + 0.5).int().clamp_(0, cells - 1)
+            cell.mul_(2).add_(truth[:, k] > 0)
+            self.count[k] += torch.bincount(cell.flatten(), minlength=2 * cells).view(cells, 2).T.cpu().numpy()
 
-    def compute(self) -> list[Reliability]:
-        """What was added, of each class.
+    def compute(self, temperature: Sequence[float] = ()) -> list[Reliability]:
+        """What was added, of each class, its logits divided by its temperature if there is one.
 
         Raises:
             MedvisionError: If nothing was.
         """
         result = []
-        for count, total, squares in zip(self.count, self.sum, self.squares, strict=True):
-            number = count.sum(0)
-            if not number.any():
+        for n, count in enumerate(self.count):
+            if not count.any():
                 raise MedvisionError("no probability was added; expected those of a split")
+            probability = 1 / (1 + np.exp(-self.logits / (temperature[n] if temperature else 1)))
+            place = np.minimum(probability * self.bins, self.bins - 1).astype(np.int64)
+            number = np.bincount(place, count.sum(0), self.bins)
             confidence, frequency = (
-                np.divide(of, number, out=np.full(self.bins, np.nan), where=number > 0)
-                for of in (total.sum(0), count[1])
+                np.divide(np.bincount(place, of, self.bins), number, out=np.full(self.bins, np.nan), where=number > 0)
+                for of in (count.sum(0) * probability, count[1])
             )
-            result.append(Reliability(number, confidence, frequency, float(squares / number.sum())))
+            brier = (count[0] @ probability**2 + count[1] @ (1 - probability) ** 2) / count.sum()
+            result.append(Reliability(number.astype(np.int64), confidence, frequency, float(brier)))
         return result
 
-
-class LogitHistogram(_Histogram):
-    """Logits of each class, added batch by batch, fine enough to fit a temperature to.
-
-    Args:
-        classes: K.
-        bins: Of equal width in asinh(logit): 0.002 around 0 and 0.2 % of a large logit, up to 80,000.
-    """
-
-    def __init__(self, classes: int, bins: int = 12_000) -> None:
-        super().__init__(classes, -12, 12, bins)
-
-    def _coordinate(self, values: Floats) -> Floats:
-        return np.arcsinh(values)
-
-    def update(self, logits: Tensor, truth: Tensor) -> None:
-        """Adds logits (N, K, ...) and truth of that shape, above 0 where the class is.
-
-        Raises:
-            MedvisionError: If the shapes do not fit or a logit is not finite.
-        """
-        _require_finite(bool(logits.isfinite().all()))
-        self._add(logits, truth)
-
-    def temperatures(self) -> list[float]:
-        """The temperature of each class, as `fit_temperature` of all logits to within the width of a bin.
+    def temperature(self, k: int) -> float:
+        """The temperature of a class.
 
         Raises:
             MedvisionError: As `fit_temperature`.
         """
-        result = []
-        for count, total in zip(self.count, self.sum, strict=True):
-            there, cell = count.nonzero()
-            number = count[there, cell]
-            result.append(fit_temperature(total[there, cell] / number, there, number))
-        return result
+        there, cell = self.count[k].nonzero()
+        return fit_temperature(self.logits[cell], there, self.count[k][there, cell])
 
 
 def fit_temperature(

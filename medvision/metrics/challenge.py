@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 
 from medvision.errors import MedvisionError
 from medvision.metrics.labels import summarise_labels
-from medvision.metrics.overlap import scores
-
-LEAST_JACCARD = 0.65
-"""Below it an image counts 0 in ISIC 2018 Task 1: a lesion is then said to be missed (arXiv:1902.03368)."""
+from medvision.metrics.overlap import image_scores, scores
 
 Counts = NDArray[Any]
 
@@ -46,15 +43,14 @@ def isic2018_task1(counts: Counts) -> dict[str, float]:
         counts: As for `isic2017_part1`.
 
     Returns:
-        `threshold_jaccard`, the mean of per-image Jaccard indices of which those below `LEAST_JACCARD` count 0; and
+        `threshold_jaccard`, the mean of per-image Jaccard indices of which those below 0.65 count 0; and
         the means of `isic2017_part1`.
 
     Raises:
         MedvisionError: As for `isic2017_part1`.
     """
     means = isic2017_part1(counts)
-    jaccard = _scores(counts)["jaccard"]
-    return {"threshold_jaccard": float(np.where(jaccard >= LEAST_JACCARD, jaccard, 0).mean())} | means
+    return {"threshold_jaccard": float(image_scores(counts)["threshold_jaccard"].mean())} | means
 
 
 def isic2018_task2(counts: Counts, classes: Sequence[str]) -> dict[str, float]:

@@ -6,14 +6,14 @@ images were tested, and nothing of how it depends on the seed of the training.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medvision.errors import MedvisionError
-from medvision.metrics.overlap import EMPTY, Counts, scores
+from medvision.metrics.overlap import EMPTY, Counts, image_scores, scores
 
 Floats = NDArray[np.float64]
 
@@ -148,7 +148,12 @@ def interval(drawn: ArrayLike, level: float = 0.95) -> Floats:
 
 
 def summarise_intervals(
-    counts: Counts, classes: Sequence[str], bootstrap: Bootstrap, empty: float = EMPTY, level: float = 0.95
+    counts: Counts,
+    classes: Sequence[str],
+    bootstrap: Bootstrap,
+    empty: float = EMPTY,
+    level: float = 0.95,
+    also: Mapping[str, Floats] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Intervals of what `summarise` answers, under the same names.
 
@@ -158,26 +163,25 @@ def summarise_intervals(
         bootstrap: Of the N images.
         empty: As for `scores`.
         level: As for `interval`.
+        also: As for `summarise`.
 
     Returns:
         Lower and upper bound; NaN where a class has a value that less than two images or groups have.
     """
-    pooled, images = bootstrap.pooled(counts, empty), scores(counts, empty)
+    split, pooled = scores(counts.sum(0), empty), bootstrap.pooled(counts, empty)
+    by_class = {name: (pooled[name], ~np.isnan(split[name])) for name in pooled}
+    for name, images in (image_scores(counts, empty) | dict(also or {})).items():
+        by_class[f"{name}_image"] = bootstrap.means(images), np.asarray(~np.isnan(images).all(0))
     result: dict[str, tuple[float, float]] = {}
-    for name, of_split in scores(counts.sum(0), empty).items():
-        by_class = {
-            name: (pooled[name], np.asarray(~np.isnan(of_split))),
-            f"{name}_image": (bootstrap.means(images[name]), np.asarray(~np.isnan(images[name]).all(0))),
-        }
-        for key, (drawn, valued) in by_class.items():
-            if not valued.any():
-                continue
-            columns = {key: _mean(drawn[:, valued])}
-            if len(classes) > 1:
-                columns |= {f"{key}/{c}": drawn[:, k] for k, c in enumerate(classes) if valued[k]}
-            for column, values in columns.items():
-                low, high = interval(values, level)
-                result[column] = float(low), float(high)
+    for key, (drawn, valued) in by_class.items():
+        if not valued.any():
+            continue
+        columns = {key: _mean(drawn[:, valued])}
+        if len(classes) > 1:
+            columns |= {f"{key}/{c}": drawn[:, k] for k, c in enumerate(classes) if valued[k]}
+        for column, values in columns.items():
+            low, high = interval(values, level)
+            result[column] = float(low), float(high)
     return result
 
 

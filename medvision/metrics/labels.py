@@ -1,11 +1,13 @@
 """Metrics of labels from probabilities: of the ranking, and of the decision at a threshold.
 
-Several classes are averaged with equal weight. A metric that a split cannot have is left out: AUROC, average precision
-or sensitivity of a class that no image or, for AUROC and specificity, every image shows.
+Several classes are averaged with equal weight. A metric that a split cannot have is left out, and `undefined_labels`
+says why: AUROC, average precision or sensitivity of a class that no image or, for AUROC and specificity, every image
+shows.
 """
 
+import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from medvision.errors import MedvisionError
 from medvision.metrics.intervals import Bootstrap, interval
 from medvision.metrics.overlap import scores
 
@@ -26,8 +29,17 @@ NAMES = (
     "specificity",
     "precision",
     "f1",
+    "mcc",
+    "sensitivity_at_95_specificity",
+    "specificity_at_95_sensitivity",
     "brier",
+    "ece",
 )
+LEAST = 0.95
+"""Of the specificity at which sensitivity is told, and the reverse."""
+BINS = 15
+"""Of equal width, for the expected calibration error."""
+YOUDEN = "youden"
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -61,27 +73,80 @@ def label_scores(probability: Floats, truth: Bools, decided: Bools, weights: Flo
         (R, K) for each name, NaN where there is no value.
     """
     cells = (decided & truth, decided & ~truth, ~decided & truth, ~decided & ~truth)
-    counted = scores(np.stack([weights @ cell for cell in cells], -1), empty=np.nan)
+    tp, fp, fn, tn = counts = [weights @ cell for cell in cells]
+    counted = scores(np.stack(counts, -1), empty=np.nan)
     result = {name: counted[name] for name in ("accuracy", "sensitivity", "specificity", "precision")}
     result["balanced_accuracy"] = (counted["sensitivity"] + counted["specificity"]) / 2
     result["f1"] = counted["dice"]
+    result["mcc"] = _mcc(tp + tn, np.stack([tp + fp, fn + tn], -1), np.stack([tp + fn, fp + tn], -1))
     errors = (probability.astype(np.float64) - truth) ** 2
     result["brier"] = _ratio(weights @ errors, weights.sum(1, keepdims=True))
-    ranked = [_ranking(probability[:, k], truth[:, k], weights) for k in range(probability.shape[1])]
-    result["auroc"], result["average_precision"] = (np.stack(columns, -1) for columns in zip(*ranked, strict=True))
-    return result
+    columns = range(probability.shape[1])
+    result["ece"] = np.stack([_ece(probability[:, k], truth[:, k], weights) for k in columns], -1)
+    ranked = [_ranking(probability[:, k], truth[:, k], weights) for k in columns]
+    return result | {name: np.stack([of_class[name] for of_class in ranked], -1) for name in ranked[0]}
 
 
-def _ranking(probability: Floats, truth: Bools, weights: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AUROC and average precision (R,) of one class; equal probabilities are one step of either curve."""
+def cumulate(probability: Floats, truth: Bools, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Positives and negatives above each threshold, from which the curves of a class are made.
+
+    Args:
+        probability: (N,) of one class.
+        truth: bool (N,).
+        weights: (R, N), how often each image counts.
+
+    Returns:
+        The T distinct probabilities, descending; true positives and false positives (R, T) of deciding for those of at
+        least each.
+    """
     order = np.argsort(-probability, kind="stable")
     first = np.flatnonzero(np.diff(probability[order], prepend=np.inf))
     there, not_there = (np.add.reduceat(weights[:, order] * flags[order], first, axis=1) for flags in (truth, ~truth))
-    hits, false = there.cumsum(1), not_there.cumsum(1)
-    below = false[:, -1:] - false + not_there / 2
-    auroc = _ratio((there * below).sum(1), hits[:, -1] * false[:, -1])
+    return probability[order][first], there.cumsum(1), not_there.cumsum(1)
+
+
+def _ranking(probability: Floats, truth: Bools, weights: Floats) -> dict[str, NDArray[np.float64]]:
+    """What needs no decision, (R,) of one class; equal probabilities are one step of either curve."""
+    _, hits, false = cumulate(probability, truth, weights)
+    there, not_there = (np.diff(total, axis=1, prepend=0) for total in (hits, false))
+    positives, negatives = hits[:, -1], false[:, -1]
+    below = negatives[:, None] - false + not_there / 2
     precision = np.nan_to_num(_ratio(hits, hits + false))
-    return auroc, _ratio((there * precision).sum(1), hits[:, -1])
+    known = positives * negatives > 0
+    few_false = false <= (1 - LEAST) * negatives[:, None] + 1e-9  # numbers of images: less than one is rounding
+    enough_hits = hits >= LEAST * positives[:, None] - 1e-9
+    sensitivity = np.where(few_false, _ratio(hits, positives[:, None]), 0).max(1)
+    specificity = np.where(enough_hits, 1 - _ratio(false, negatives[:, None]), 0).max(1)
+    return {
+        "auroc": _ratio((there * below).sum(1), positives * negatives),
+        "average_precision": _ratio((there * precision).sum(1), positives),
+        "sensitivity_at_95_specificity": np.where(known, sensitivity, np.nan),
+        "specificity_at_95_sensitivity": np.where(known, specificity, np.nan),
+    }
+
+
+def _ece(probability: Floats, right: Bools, weights: Floats) -> NDArray[np.float64]:
+    """Expected calibration error (R,), of the bins of `calibration.Calibration`."""
+    bins = np.minimum(probability.astype(np.float64) * BINS, BINS - 1).astype(np.int64)
+    gaps = (probability.astype(np.float64) - right)[:, None] * (bins[:, None] == np.arange(BINS))
+    return _ratio(np.abs(weights @ gaps).sum(1), weights.sum(1))
+
+
+def _mcc(right: Floats, said: Floats, there: Floats) -> NDArray[np.float64]:
+    """Matthews correlation coefficient of two or more classes (Gorodkin 2004, Comput Biol Chem 28:367-374).
+
+    0 where all decisions are alike, no value where all truths are.
+
+    Args:
+        right: (...), how many decisions are right.
+        said: (..., C), how many are for each class.
+        there: (..., C), how many images show each.
+    """
+    spread = [number.sum(-1) ** 2 - (number**2).sum(-1) for number in (said, there)]
+    covariance = right * there.sum(-1) - (said * there).sum(-1)
+    known = spread[0] * spread[1] > 0
+    value = np.divide(covariance, np.sqrt(spread[0] * spread[1]), out=np.zeros_like(covariance), where=known)
+    return np.where(spread[1] > 0, value, np.nan)
 
 
 def _ratio(above: Floats, below: Floats) -> NDArray[np.float64]:
@@ -111,6 +176,8 @@ def weighed_labels(
     if exclusive:
         result["accuracy"] = _ratio(weights @ (decided & truth).any(1), weights.sum(1))
         result["balanced_accuracy"] = result["sensitivity"]
+        result["mcc"] = _mcc(weights @ (decided & truth).any(1), weights @ decided, weights @ truth)
+        result["ece"] = _ece(probability.max(1), np.asarray((decided & truth).any(1)), weights)
     if len(classes) > 1:
         for name in NAMES:
             if not exclusive or name not in ("accuracy", "balanced_accuracy"):
@@ -132,8 +199,11 @@ def summarise_labels(
     Returns:
         `NAMES`, the mean over classes, and each class under `<name>/<class>` where there are several. Without a
         threshold `accuracy` is the share of images whose class is right and `balanced_accuracy` the mean sensitivity;
-        else they are those of each class against its absence. `brier` is the mean squared error of a probability.
-        A metric without a value is absent; all are where a probability is no number.
+        else they are those of each class against its absence. `mcc` is 0 where all decisions are alike. `brier` is the
+        mean squared error of a probability; `ece` the expected calibration error, without a threshold that of the most
+        probable class (Guo et al. 2017, arXiv:1706.04599). `sensitivity_at_95_specificity` is the highest with a
+        specificity of at least 0.95, whatever the threshold. A metric without a value is absent; all are where a
+        probability is no number.
     """
     if not np.isfinite(probability).all():
         return {}
@@ -155,7 +225,8 @@ def summarise_label_intervals(
         bootstrap: Of the N images.
 
     Returns:
-        Lower and upper bound, of the resamples in which a metric has a value.
+        Lower and upper bound, of the resamples in which a metric has a value. Resamples repeat images, which makes bins
+        look less calibrated than they are: the interval of `ece` lies too high, the more the fewer images there are.
     """
     parts = (probability, truth, decide(probability, threshold), classes, not len(threshold))
     blocks = [weighed_labels(*parts, weights) for weights in bootstrap.weights()]
@@ -166,12 +237,83 @@ def summarise_label_intervals(
     return result
 
 
-def best_decision(probability: Floats, truth: Bools) -> float | None:
-    """The threshold with the highest sensitivity plus specificity (Youden 1950, Cancer 3:32-35).
+def undefined_labels(
+    probability: Floats, truth: Bools, classes: Sequence[str], threshold: Sequence[float]
+) -> dict[str, str]:
+    """Why `summarise_labels` leaves out metrics: the reason for each name.
+
+    Args:
+        probability: (N, K), in 0 to 1.
+        truth: bool (N, K).
+        classes: The K names.
+        threshold: As for `decide`.
+    """
+    decided, found, reasons = (
+        decide(probability, threshold),
+        summarise_labels(probability, truth, classes, threshold),
+        [],
+    )
+    for name, there, said in zip(classes, truth.T, decided.T, strict=True):
+        kind = "" if there.any() and not there.all() else f"{'every' if there.any() else 'no'} image shows {name}"
+        reasons.append((kind, "" if said.any() else f"{name} is decided for in no image"))
+    result = {}
+    for name in _names(classes, threshold):
+        if name not in found:
+            metric, _, of = name.partition("/")
+            those = [reason for c, reason in zip(classes, reasons, strict=True) if of in ("", c)]
+            result[name] = "; ".join(dict.fromkeys(filter(None, (r[metric == "precision"] or r[0] for r in those))))
+    return result
+
+
+def delong(probability: Floats, truth: Bools) -> tuple[float, float] | None:
+    """95 % interval of the AUROC by DeLong et al. (1988, Biometrics 44:837-845), for images that are independent.
+
+    It is that of a normal distribution, cut at 0 and 1; around an AUROC of 1 or 0 it has no width, and says too much.
 
     Args:
         probability: (N,) of one class.
         truth: bool (N,).
+
+    Returns:
+        Lower and upper bound; None with less than two positives or negatives.
+    """
+    sides = probability[truth], probability[~truth]
+    if min(map(len, sides)) < 2:
+        return None
+    means, variance = [], 0.0
+    for own, other in (sides, sides[::-1]):
+        ranked = np.sort(other)  # how many others are below each; of equal ones half
+        below = (np.searchsorted(ranked, own, "left") + np.searchsorted(ranked, own, "right")) / (2 * len(other))
+        means.append(float(below.mean()))
+        variance += float(below.var(ddof=1)) / len(own)
+    reach = statistics.NormalDist().inv_cdf(0.975) * variance**0.5
+    return max(0.0, means[0] - reach), min(1.0, means[0] + reach)
+
+
+def check_operating_point(point: str | Mapping[str, float]) -> None:
+    """Refuses what `best_decision` does not know.
+
+    Raises:
+        MedvisionError: If it is neither `youden` nor a wanted sensitivity or specificity.
+    """
+    wanted = [*point.items()] if isinstance(point, Mapping) else []
+    known = len(wanted) == 1 and wanted[0][0] in ("sensitivity", "specificity") and 0 < wanted[0][1] <= 1
+    if point != YOUDEN and not known:
+        raise MedvisionError(
+            f"task.operating_point={point}: expected {YOUDEN}, {{sensitivity: 0.95}} or {{specificity: 0.95}}, a share "
+            "above 0 and up to 1"
+        )
+
+
+def best_decision(probability: Floats, truth: Bools, point: str | Mapping[str, float] = YOUDEN) -> float | None:
+    """The threshold of an operating point.
+
+    Args:
+        probability: (N,) of one class.
+        truth: bool (N,).
+        point: `youden`: the highest sensitivity plus specificity (Youden 1950, Cancer 3:32-35); `{"sensitivity":
+            0.95}`: the highest specificity with a sensitivity of at least that, or the reverse. Where probabilities of
+            0 or 1 stand in the way, since a threshold lies between, the highest that there is.
 
     Returns:
         The middle between two neighbouring probabilities, of equally good ones the nearest to 0.5; None where the
@@ -184,8 +326,15 @@ def best_decision(probability: Floats, truth: Bools) -> float | None:
     # cut i: what stands before i is said to be negative
     specificity = np.concatenate([[0], np.cumsum(~right)]) / (~right).sum()
     sensitivity = 1 - np.concatenate([[0], np.cumsum(right)]) / right.sum()
-    middle = np.concatenate([[values[0] / 2], (values[:-1] + values[1:]) / 2, [(values[-1] + 1) / 2]])
-    possible = np.concatenate([[True], values[1:] > values[:-1], [True]])
+    between = (values[:-1] + values[1:]) / 2
+    between = np.where(between.astype(probability.dtype) > values[:-1], between, values[1:])  # neighbouring numbers
+    middle = np.concatenate([[values[0] / 2], between, [(values[-1] + 1) / 2]])
+    possible = np.concatenate([[values[0] > 0], values[1:] > values[:-1], [values[-1] < 1]])
+    if isinstance(point, Mapping):
+        (name, least), *_ = point.items()
+        own, other = (sensitivity, specificity) if name == "sensitivity" else (specificity, sensitivity)
+        possible &= own >= min(least, own[possible].max()) - 1e-12
+        possible &= other >= other[possible].max() - 1e-12  # the sum below decides between these
     youden = np.where(possible, sensitivity + specificity, -1)
     best = middle[np.isclose(youden, youden.max(), rtol=0, atol=1e-12)]
     return float(best[np.abs(best - 0.5).argmin()])
@@ -221,8 +370,7 @@ class Ranking(Metric):
     @property
     def names(self) -> list[str]:
         """What `compute` may answer."""
-        truth = np.eye(len(self.classes) + 1, len(self.classes), dtype=bool)  # has a value of every metric
-        return [*summarise_labels(truth.astype(float), truth, self.classes, self.threshold)]
+        return _names(self.classes, self.threshold)
 
     def update(self, probability: Tensor, target: Tensor) -> None:
         """Adds a batch: probabilities (N, K), and class numbers (N,) or 0 and 1 (N, K)."""
@@ -235,6 +383,11 @@ class Ranking(Metric):
             (torch.cat(state) if isinstance(state, list) else state).cpu() for state in (self.probability, self.target)
         )
         return summarise_labels(probability.numpy(), one_hot(target, len(self.classes)), self.classes, self.threshold)
+
+
+def _names(classes: Sequence[str], threshold: Sequence[float]) -> list[str]:
+    truth = np.eye(len(classes) + 1, len(classes), dtype=bool)  # has a value of every metric
+    return [*summarise_labels(truth.astype(float), truth, classes, threshold)]
 
 
 def one_hot(target: Tensor, classes: int) -> Bools:

@@ -1,11 +1,12 @@
 """Overlap metrics from counted pixels: per image and pooled, at one threshold or at every one of a grid.
 
 Names: `dice` and `jaccard` pool the pixels of all images; `dice_image` and `jaccard_image` are means over images.
-Several classes are averaged with equal weight. 0/0 is `EMPTY` for an image with neither truth nor prediction, as in
-the ISIC challenges; a ratio that is 0/0 for another reason (sensitivity without truth, say) is left out of the mean.
+Several classes are averaged with equal weight. 0/0 is `empty` for an image with neither truth nor prediction: 1 unless
+another value is given, as in the ISIC challenges, or NaN, which leaves the image out of the mean. A ratio that is 0/0
+for another reason (sensitivity without truth, say) is always left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from torchmetrics import Metric
 
 EMPTY = 1.0
 COUNTS = ("tp", "fp", "fn", "tn")
+CHOICES = ("dice", "jaccard", "dice_image", "jaccard_image")
+"""What a threshold can be chosen by."""
+LEAST_JACCARD = 0.65
+"""Below it an image counts 0 in `threshold_jaccard`: a lesion is then said to be missed (arXiv:1902.03368)."""
 GRID: NDArray[np.float32] = (np.arange(1, 100) / 100).astype(np.float32)
 """The thresholds among which validation chooses: 0.01 to 0.99."""
 
@@ -44,7 +49,7 @@ def scores(counts: Counts, empty: float = EMPTY) -> dict[str, NDArray[np.float64
 
     Args:
         counts: int (..., 4) as `count` gives them.
-        empty: The value of 0/0 where neither truth nor prediction has a pixel.
+        empty: The value of 0/0 where neither truth nor prediction has a pixel; NaN is none.
 
     Returns:
         float64 arrays of shape (...), NaN where a metric has no value.
@@ -67,29 +72,40 @@ def scores(counts: Counts, empty: float = EMPTY) -> dict[str, NDArray[np.float64
     }
 
 
-def summarise(counts: Counts, classes: Sequence[str], empty: float = EMPTY) -> dict[str, float]:
+def image_scores(counts: Counts, empty: float = EMPTY) -> dict[str, NDArray[np.float64]]:
+    """`scores`, and `threshold_jaccard`: the Jaccard index, or 0 where it is below `LEAST_JACCARD`."""
+    result = scores(counts, empty)
+    missed = result["jaccard"] < LEAST_JACCARD
+    return result | {"threshold_jaccard": np.where(missed, 0.0, result["jaccard"])}
+
+
+def summarise(
+    counts: Counts,
+    classes: Sequence[str],
+    empty: float = EMPTY,
+    also: Mapping[str, NDArray[np.float64]] | None = None,
+) -> dict[str, float]:
     """Summary of a split.
 
     Args:
         counts: int (N, K, 4).
         classes: The K names.
         empty: As for `scores`.
+        also: Other metrics of each image, (N, K), NaN where one has no value.
 
     Returns:
         Pooled metrics under their names and means over images under `<name>_image`; with several classes the mean
         over classes, and each class under `<name>/<class>`. A metric without a value is absent.
     """
-    pooled, images = scores(counts.sum(0), empty), scores(counts, empty)
+    images = image_scores(counts, empty) | dict(also or {})
+    by_class = scores(counts.sum(0), empty) | {
+        f"{name}_image": np.array([_mean(column) for column in values.T]) for name, values in images.items()
+    }
     result: dict[str, float] = {}
-    for name in pooled:
-        by_class = {
-            name: pooled[name],
-            f"{name}_image": np.array([_mean(images[name][:, k]) for k in range(len(classes))]),
-        }
-        for key, values in by_class.items():
-            result[key] = _mean(values)
-            if len(classes) > 1:
-                result |= {f"{key}/{c}": float(v) for c, v in zip(classes, values, strict=True)}
+    for key, values in by_class.items():
+        result[key] = _mean(values)
+        if len(classes) > 1:
+            result |= {f"{key}/{c}": float(v) for c, v in zip(classes, values, strict=True)}
     return {key: value for key, value in result.items() if not np.isnan(value)}
 
 
@@ -104,14 +120,15 @@ class Overlap(Metric):
     Args:
         classes: Names of the classes.
         threshold: Probability from which a pixel is predicted.
+        empty: As for `scores`.
     """
 
     full_state_update = False
     counts: list[Tensor]
 
-    def __init__(self, classes: Sequence[str], threshold: float = 0.5) -> None:
+    def __init__(self, classes: Sequence[str], threshold: float = 0.5, empty: float = EMPTY) -> None:
         super().__init__()
-        self.classes, self.threshold = classes, threshold
+        self.classes, self.threshold, self.empty = classes, threshold, empty
         self.add_state("counts", default=[], dist_reduce_fx="cat")
 
     @property
@@ -126,7 +143,7 @@ class Overlap(Metric):
     def compute(self) -> dict[str, float]:
         """The summary of all that was added."""
         counts = torch.cat(self.counts) if isinstance(self.counts, list) else self.counts
-        return summarise(counts.cpu().numpy(), self.classes)
+        return summarise(counts.cpu().numpy(), self.classes, self.empty)
 
 
 def histogram(probability: Tensor, target: Tensor, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -166,20 +183,42 @@ def histogram(probability: Tensor, target: Tensor, thresholds: NDArray[np.float3
     return result
 
 
+def best_columns(
+    counts: Counts, metric: str = "jaccard", pooled: bool = False, empty: float = EMPTY
+) -> NDArray[np.intp]:
+    """Which of several ways to decide have the highest mean of a per-image metric: all that are equally good.
+
+    Args:
+        counts: int (N, T, 4) of one class, T ways.
+        metric: A key of `scores`.
+        pooled: Whether to pool the pixels of all images instead: where a class is absent from most images, which
+            then count 1, the mean over images is highest where nothing is found.
+        empty: As for `scores`.
+
+    Returns:
+        Ascending; none where the metric has no value in any way.
+    """
+    if pooled:
+        counts = counts.sum(0, keepdims=True)
+    means = np.array([_mean(column) for column in scores(counts, empty)[metric].T])
+    return np.flatnonzero(np.isclose(means, np.fmax.reduce(means), rtol=0, atol=1e-12))
+
+
 def best_threshold(
-    counts: Counts, thresholds: NDArray[np.float32], metric: str = "jaccard", pooled: bool = False
-) -> float:
-    """The threshold with the highest mean of a per-image metric; of equal ones the nearest to 0.5.
+    counts: Counts,
+    thresholds: NDArray[np.float32],
+    metric: str = "jaccard",
+    pooled: bool = False,
+    empty: float = EMPTY,
+) -> float | None:
+    """Of the best thresholds, in the sense of `best_columns`, the nearest to 0.5; None where there is none.
 
     Args:
         counts: int (N, T, 4) of one class, from `histogram`.
         thresholds: The T thresholds.
-        metric: A key of `scores`.
-        pooled: Whether to pool the pixels of all images instead: where a class is absent from most images, which
-            then count 1, the mean over images is highest where nothing is found.
+        metric: As for `best_columns`.
+        pooled: As for `best_columns`.
+        empty: As for `scores`.
     """
-    if pooled:
-        counts = counts.sum(0, keepdims=True)
-    means = np.array([_mean(column) for column in scores(counts)[metric].T])
-    best = np.flatnonzero(np.isclose(means, np.nanmax(means), rtol=0, atol=1e-12))
-    return round(float(thresholds[best[np.abs(thresholds[best] - 0.5).argmin()]]), 6)
+    best = thresholds[best_columns(counts, metric, pooled, empty)]
+    return round(float(best[np.abs(best - 0.5).argmin()]), 6) if best.size else None

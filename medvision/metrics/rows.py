@@ -4,24 +4,25 @@ The names of metrics are those of `summarise` and `summarise_labels`, and with e
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medvision.metrics.boundary import BOUNDARY
 from medvision.metrics.labels import weighed_labels
-from medvision.metrics.overlap import scores, summarise
+from medvision.metrics.overlap import EMPTY, image_scores, scores, summarise
 
 Floats = NDArray[np.float64]
-LOWER_IS_BETTER = ("brier",)
+LOWER_IS_BETTER = ("brier", "ece", *(name for name in BOUNDARY if name != "nsd"))
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether less of a metric is better."""
-    return metric.partition("/")[0] in LOWER_IS_BETTER
+    return metric.partition("/")[0].removesuffix("_image") in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,14 @@ class Rows(ABC):
 
     ids: tuple[str, ...]
     classes: tuple[str, ...]
-    arrays: ClassVar[tuple[str, ...]]
-    """The attributes with an entry for each image."""
 
+    @abstractmethod
     def take(self, places: Sequence[int]) -> Self:
         """The images at some places, in that order."""
-        kept: dict[str, Any] = {name: getattr(self, name)[places] for name in self.arrays}
-        return replace(self, ids=tuple(self.ids[n] for n in places), **kept)
 
+    @abstractmethod
     def and_of(self, *others: Self) -> Self:
         """These images and those of others, one after the other."""
-        every = (self, *others)
-        kept: dict[str, Any] = {name: np.concatenate([getattr(rows, name) for rows in every]) for name in self.arrays}
-        return replace(self, ids=tuple(i for rows in every for i in rows.ids), **kept)
 
     @property
     @abstractmethod
@@ -77,10 +73,29 @@ class MaskRows(Rows):
 
     Attributes:
         counts: int (N, K, 4) as `count` gives them.
+        also: Other metrics of each image, (N, K), NaN where one has no value.
+        empty: What an image counts that has neither truth nor prediction; NaN leaves it out.
     """
 
     counts: NDArray[np.int64]
-    arrays = ("counts",)
+    also: Mapping[str, Floats] = field(default_factory=dict)
+    empty: float = EMPTY
+
+    def take(self, places: Sequence[int]) -> Self:
+        """The images at some places, in that order."""
+        also = {name: values[places] for name, values in self.also.items()}
+        return replace(self, ids=tuple(self.ids[n] for n in places), counts=self.counts[places], also=also)
+
+    def and_of(self, *others: Self) -> Self:
+        """These images and those of others, with the metrics that all have."""
+        every = (self, *others)
+        shared = [name for name in self.also if all(name in rows.also for rows in others)]
+        return replace(
+            self,
+            ids=tuple(i for rows in every for i in rows.ids),
+            counts=np.concatenate([rows.counts for rows in every]),
+            also={name: np.concatenate([rows.also[name] for rows in every]) for name in shared},
+        )
 
     @property
     def truth(self) -> NDArray[np.int64]:
@@ -89,7 +104,7 @@ class MaskRows(Rows):
 
     def summary(self) -> dict[str, float]:
         """As `summarise`."""
-        return summarise(self.counts, self.classes)
+        return summarise(self.counts, self.classes, self.empty, self.also)
 
     def weighed(self, metric: str, weights: Floats) -> Floats:
         """Of the pooled pixels, or the mean over images; of several classes the mean of those that have a value."""
@@ -101,7 +116,7 @@ class MaskRows(Rows):
             by_class = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
         else:
             counts = self.counts[:, classes].reshape(len(self.ids), -1)
-            by_class = scores((weights @ counts).reshape(len(weights), -1, 4))[name]
+            by_class = scores((weights @ counts).reshape(len(weights), -1, 4), self.empty)[name]
         return _mean(by_class)
 
     def each(self, metric: str) -> Floats | None:
@@ -121,7 +136,7 @@ class MaskRows(Rows):
 
     @cached_property
     def _scores(self) -> dict[str, Floats]:
-        return scores(self.counts)
+        return image_scores(self.counts, self.empty) | dict(self.also)
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,17 @@ class LabelRows(Rows):
     there: NDArray[np.bool_]
     decided: NDArray[np.bool_]
     exclusive: bool
-    arrays = ("probability", "there", "decided")
+
+    def take(self, places: Sequence[int]) -> Self:
+        """The images at some places, in that order."""
+        parts = (self.probability, self.there, self.decided)
+        return replace(self, ids=tuple(self.ids[n] for n in places), **_named(part[places] for part in parts))
+
+    def and_of(self, *others: Self) -> Self:
+        """These images and those of others, one after the other."""
+        every = (self, *others)
+        parts = zip(*((rows.probability, rows.there, rows.decided) for rows in every), strict=True)
+        return replace(self, ids=tuple(i for rows in every for i in rows.ids), **_named(map(np.concatenate, parts)))
 
     @property
     def truth(self) -> NDArray[np.bool_]:
@@ -169,6 +194,10 @@ class LabelRows(Rows):
     def _every(self, weights: Floats) -> dict[str, Floats]:
         parts = (self.probability, self.there, self.decided, self.classes, self.exclusive)
         return weighed_labels(*parts, weights)
+
+
+def _named(parts: Iterable[NDArray[Any]]) -> dict[str, Any]:
+    return dict(zip(("probability", "there", "decided"), parts, strict=True))
 
 
 def _mean(values: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medvision.build import load_run
-from medvision.metrics import NAMES, summarise_labels
+from medvision.decision import Decision
+from medvision.metrics import NAMES, decide, summarise_labels
+from medvision.prediction import Predictor
 
 SMALL = ["model=resnet18", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=2"]
 SETS = {
-    "phantom_melanoma": ["data.images={train:40,test:8}", "loss.positive_weights=auto"],
+    "phantom_melanoma": [
+        *["data.images={train:40,test:8}", "loss.positive_weights=auto", "loss.gamma=1"],
+        *["task.mixup=0.2", "task.cutmix=1", "task.operating_point={sensitivity:1}"],
+    ],
     "phantom_insects": ["data.images={train:16,val:8}", "trainer.precision=bf16-mixed"],
 }
 
@@ -35,7 +41,8 @@ def test_a_run_on_labels(run, cli):
     assert metrics["monitor"]["name"] == ("val/accuracy" if exclusive else "val/average_precision")
     classes = ["ants", "bees"] if exclusive else ["malignant"]
     for split in ("val", "test") if "test" in metrics else ("val",):
-        assert {name.split("/")[0] for name in metrics[split]} == set(NAMES)
+        found = metrics[split].keys() | metrics["details"][split].get("not_defined", {}).keys()
+        assert {name.split("/")[0] for name in found} == set(NAMES)
         rows = list(csv.DictReader((folder / f"results_{split}.csv").open()))
         shape = (-1, len(classes))
         probability = np.array([float(row["probability"]) for row in rows], np.float32).reshape(shape)
@@ -45,7 +52,11 @@ def test_a_run_on_labels(run, cli):
         for name, (low, high) in metrics["intervals"][split].items():
             assert low - 1e-9 <= metrics[split][name] <= high + 1e-9, name
         assert {"accuracy", "brier"} <= metrics["intervals"][split].keys()
-        assert min(Image.open(folder / f"predictions_{split}.png").size) > 200
+        for kind in ("", "_curves", "_mistakes"):
+            assert Image.open(folder / f"predictions_{split}{kind}.png").size[0] > 400
+        confusion = metrics["details"][split]["confusion"]
+        assert np.sum(confusion if exclusive else confusion["malignant"]) == len(rows) / len(classes)
+    assert exclusive or metrics["val"]["sensitivity"] == 1  # the operating point that was asked for
     assert min(Image.open(folder / "validation.png").size) > 200
     weights = OmegaConf.load(folder / ".hydra" / "config.yaml").loss.positive_weights
     if not exclusive:  # chosen by the training split, and stored as numbers
@@ -66,6 +77,19 @@ def test_a_threshold_for_exclusive_classes_is_refused(run, cli):
     else:
         found = cli("evaluate", f"run={folder}", "threshold=0.5", code=1)
         assert "phantom_insects has exclusive classes" in found.stderr
+
+
+def test_another_operating_point_is_chosen_on_validation(run, cli):
+    data, folder, _ = run
+    asked = ["threshold=validation", "task.operating_point={specificity:1}", "split=val"]
+    if data == "phantom_melanoma":
+        cli("evaluate", f"run={folder}", *asked)
+        found = folder / "evaluations" / "val_validation_operating_point_specificity_1.json"
+        assert json.loads(found.read_text())["val"]["specificity"] == 1
+        refused = cli("evaluate", f"run={folder}", asked[1], code=1).stderr
+        assert "is what a threshold is chosen for, but threshold=stored is no choice" in refused
+    else:
+        assert "phantom_insects has exclusive classes" in cli("evaluate", f"run={folder}", *asked, code=1).stderr
 
 
 def test_predictions_are_those_of_evaluation(run, cli, tmp_path, monkeypatch):
@@ -90,6 +114,20 @@ def test_predictions_are_those_of_evaluation(run, cli, tmp_path, monkeypatch):
             other[key] for key in ("class", "threshold", "decision")
         ]
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-6)
+
+
+def test_the_mean_of_two_runs_over_views(run, cli, tmp_path):
+    _, folder, _ = run
+    twin = shutil.copytree(folder, tmp_path / "twin")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    runs, output = f"run={folder},{twin}", tmp_path / "out"
+    cli("predict", runs, f"input={tmp_path / 'a.png'}", f"output={output}", "tta=flips")
+    rows = list(csv.DictReader((output / "predictions.csv").open()))
+    predictor = Predictor([load_run(folder).predicting()], "flips")
+    expected = predictor(np.asarray(Image.open(tmp_path / "a.png")))
+    assert [float(row["probability"]) for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
+    decision = Decision.read(json.loads((folder / "metrics.json").read_text()))
+    assert [row["decision"] == "1" for row in rows] == decide(expected[None], decision.threshold)[0].tolist()
 
 
 def test_an_encoder_goes_from_labels_to_masks(run, cli, tmp_path):

@@ -144,3 +144,39 @@ def test_several_runs_are_averaged_and_broken_images_named(cli, finished, moved,
 def test_refusals(cli, words, said):
     error = cli("predict", *words, code=1).stderr
     assert said in error and "Traceback" not in error
+
+
+def test_temperature_and_cleaning_are_chosen_stored_and_applied(cli, tiny, images, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    chosen = ["temperature=validation", "cleaning=validation", "trainer.max_epochs=1"]
+    done = cli("train", *tiny, *chosen, f"hydra.run.dir={folder}")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "cleaning of lesion: " in done.stdout + done.stderr
+    assert metrics["temperature"] > 0 and metrics["beside"]["test"]["without temperature"].keys() == {"ece", "brier"}
+    assert {"calibration_val.png", "calibration_test.png", "calibration_test.csv"} <= {p.name for p in folder.iterdir()}
+    assert "equal to the numbers" in cli("evaluate", f"run={folder}").stdout
+
+    areas = [int(row["tp"]) + int(row["fp"]) for row in rows(folder / "results_test.csv")]
+    cleaning = [{"fill": False, "min_area": float(np.median(areas)) + 1, "largest": True}]  # removes half or more
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"cleaning": cleaning}))
+    cli("evaluate", f"run={folder}")
+    found = json.loads((folder / "evaluations" / "test_stored.json").read_text())
+    assert found["cleaning"] == cleaning and found["without cleaning"]["sensitivity"] > found["test"]["sensitivity"]
+    assert (found["threshold"], found["temperature"]) == (metrics["threshold"], metrics["temperature"])
+    assert found["without temperature"]["brier"] != found["test"]["brier"]
+    cli("predict", f"run={folder}", f"input={images}", f"output={out}", **NOWHERE)
+    settings = json.loads((out / "prediction.json").read_text())
+    assert (settings["threshold"], settings["cleaning"]) == ([metrics["threshold"]], cleaning)
+    assert settings["runs"][0]["temperature"] == [metrics["temperature"]]
+    for row, expected in zip(
+        rows(out / "predictions.csv"), rows(folder / "evaluations" / "test_stored.csv"), strict=True
+    ):
+        assert int(row["area"]) == int(expected["tp"]) + int(expected["fp"]) and int(row["components"]) <= 1
+    runs = f"run={folder},{tmp_path / 'other'}"
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "metrics.json").write_text(json.dumps(metrics | {"cleaning": []}))
+    error = cli("predict", runs, f"input={images}", f"output={tmp_path / 'both'}", code=1, **NOWHERE).stderr
+    assert "cleaned in different ways" in error and "cleaning=none leaves them" in error
+    for words in (["cleaning=maybe"], ["temperature=2"]):
+        error = cli("evaluate", f"run={folder}", *words, code=1).stderr
+        assert f"{words[0]}: expected 'stored', 'none' or 'validation'" in error

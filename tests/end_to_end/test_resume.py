@@ -11,6 +11,7 @@ VARIANTS = {
     "cosine": ["scheduler=cosine", "data.num_workers=2"],
     "plateau": [
         *["scheduler=plateau", "scheduler.patience=0", "data.num_workers=0", "optimizer=sgd", "callbacks=ema"],
+        "protocol=paper",
         *["trainer.accumulate_grad_batches=2", "model.freeze_encoder=2", "optimizer.layer_decay=0.75"],
     ],
 }
@@ -68,7 +69,7 @@ def test_killed_and_resumed_equals_uninterrupted(cli, tiny, variant):
     assert seen > 4
     for name in SAME:
         assert (broken / name).read_text() == (whole / name).read_text(), name
-    for name in ("best", "last"):
+    for name in ("best", "last", *(["paper"] if "protocol=paper" in options else [])):
         one, other = (torch.load(f / "checkpoints" / f"{name}.ckpt", weights_only=True) for f in (whole, broken))
         assert one.keys() == other.keys() and ("averaging_state" in one) == (variant == "plateau")
         for part in [part for part in PARTS if part in one]:

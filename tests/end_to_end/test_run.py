@@ -26,6 +26,7 @@ FILES = [
     "results_test.csv",
     "results_val.csv",
     "splits.json",
+    "threshold.png",
     "train.log",
     "validation.png",
 ]
@@ -148,6 +149,58 @@ def test_evaluate_takes_another_threshold_and_split(cli, finished):
     assert {row["threshold"] for row in rows} == {"0.123"}
 
 
+def test_boundaries_of_the_run_are_those_of_its_table(finished):
+    folder, printed = finished
+    metrics = read(folder / "metrics.json")
+    for split, number in (("val", 6), ("test", 7)):
+        rows = list(csv.DictReader((folder / f"results_{split}.csv").open()))
+        known = [float(row["hd95"]) for row in rows if row["hd95"]]
+        assert len(known) == metrics[split]["distances"]
+        assert metrics[split].get("hd95_image", 0) == pytest.approx(np.mean(known) if known else 0)
+        assert metrics[split]["nsd_image"] == pytest.approx(np.mean([float(row["nsd"]) for row in rows]))
+        assert f"{split}: hd95 and assd (pixels) are means over {len(known)} of {number} masks" in printed
+        assert [int(row["area_truth"]) for row in rows] == [int(row["tp"]) + int(row["fn"]) for row in rows]
+
+
+def test_evaluate_with_another_convention_tolerance_and_choice(cli, finished):
+    folder, _ = finished
+    options = ["task.empty=null", "task.tolerance=9", "task.threshold_by=dice", "threshold=validation", "split=val"]
+    done = cli("evaluate", f"run={folder}", *options)
+    name = "val_validation_threshold_by_dice_empty_None_tolerance_9"
+    found, stored = read(folder / "evaluations" / f"{name}.json"), read(folder / "metrics.json")
+    assert found["val"]["nsd_image"] > stored["val"]["nsd_image"] and "(tolerance 9)" in done.stdout
+    assert found["val"]["dice"] >= stored["val"]["dice"]
+    assert (folder / "evaluations" / f"{name}_threshold.png").is_file()
+    done = cli("evaluate", f"run={folder}", "task.tolerance=null")
+    assert "hd95" not in done.stdout and "equal to" not in done.stdout
+    error = cli("evaluate", f"run={folder}", "task.empty=2", code=1).stderr
+    assert "task.empty=2: expected 1, 0, or null" in error
+
+
+def test_both_protocols_beside_each_other(cli, tiny, finished):
+    folder = cli.root / "paper"
+    done = cli("train", *tiny, "protocol=paper", f"hydra.run.dir={folder}")
+    clean, paper = (read(f / "metrics.json") for f in (finished[0], folder))
+    both = paper.pop("paper")
+    assert paper == clean  # what is reported is what it was
+    rows = [row for row in csv.DictReader((folder / "metrics.csv").open()) if row["metric"] == "paper/dice"]
+    watched = [float(row["value"]) for row in rows]
+    assert both["split"] == "test" and both["paper"]["epoch"] == 1 + watched.index(max(watched))
+    assert both["clean"]["epoch"] == clean["epoch"]
+    for name in ("clean", "paper"):
+        assert both[name]["dice"] == pytest.approx(watched[both[name]["epoch"] - 1], abs=1e-6)
+        assert 0 <= both[name]["unetpp_iou"] <= 1
+    assert f"paper: epoch {both['paper']['epoch']}, chosen on test itself" in done.stdout and "flatters" in done.stdout
+    cli("evaluate", f"run={folder}", "protocol=paper")
+    assert read(folder / "evaluations" / "test_stored_paper.json")["paper"] == both
+    done = cli("evaluate", f"run={finished[0]}", "protocol=paper")  # a clean run has the one column
+    assert read(finished[0] / "evaluations" / "test_stored_paper.json")["paper"] == {
+        "split": "test",
+        "clean": both["clean"],
+    }
+    assert "flatters" not in done.stdout and "unetpp_iou" in done.stdout
+
+
 def test_evaluate_chooses_the_threshold_anew(cli, finished):
     folder, _ = finished
     cli("evaluate", f"run={folder}", "threshold=validation")
@@ -264,6 +317,12 @@ def test_early_stopping_stops_and_stays_stopped(cli, tiny):
         (["optimizer.lr=fast"], ["optimizer", "lr"]),
         (["trainer.precision=12-bit"], ["trainer", "12-bit"]),
         (["callbacks.early_stopping.patience=-1"], ["patience"]),
+        (["protocol=papr"], ["protocol=papr: expected one of clean, paper"]),
+        (
+            ["protocol=paper", "data=phantom_melanoma", "model=resnet18"],
+            ["protocol=paper chooses by the Dice of masks"],
+        ),
+        (["task.threshold_by=dise"], ["task.threshold_by=dise: expected null or one of dice, jaccard"]),
         (["task.monitor=val/dise"], ["task.monitor=val/dise", "val/dice_image"]),
     ],
 )

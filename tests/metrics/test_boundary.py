@@ -209,6 +209,16 @@ def test_both_masks_are_empty(empty):
     assert scores(nothing, nothing, empty=empty) == expected
 
 
+@pytest.mark.parametrize(("both_empty", "distance"), [(1.0, 0.0), (0.0, np.nan), (np.nan, np.nan)])
+def test_what_two_empty_masks_count(both_empty, distance):
+    nothing, something = np.zeros((3, 4), bool), square((3, 4), 1, 1, 2)
+    found = scores(nothing, nothing, both_empty=both_empty, empty="diagonal")
+    assert found.pop("nsd") == pytest.approx(both_empty, nan_ok=True)
+    assert [*found.values()] == pytest.approx([distance] * 4, nan_ok=True)
+    for masks in ((nothing, something), (something, something)):
+        assert scores(*masks, both_empty=both_empty) == pytest.approx(scores(*masks), nan_ok=True)
+
+
 def test_classes_and_images_are_scored_each_for_itself():
     masks = np.array([[pair(seed, (9, 12)) for seed in (k, k + 10)] for k in range(3)])
     masks[1, 1, 0] = False

@@ -10,14 +10,15 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from medvision.errors import MedvisionError
-from medvision.metrics.calibration import Calibration, LogitHistogram, fit_temperature
+from medvision.metrics.calibration import FINE, Calibration, fit_temperature
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def drawn(seed, shape=(4, 2, 5, 6)):
     generator = np.random.default_rng(seed)
-    probability = generator.random(shape).astype(np.float32)
+    fine = np.round(FINE * logit(generator.uniform(0.001, 0.999, shape))) / FINE
+    probability = expit(fine).astype(np.float32)  # those that are kept as they are
     return torch.from_numpy(probability), torch.from_numpy(generator.random(shape) < probability**2)
 
 
@@ -37,13 +38,13 @@ def test_diagram_equals_looking_at_each_bin(seed, bins):
             here = (p * bins >= b) & ((p * bins < b + 1) | (b == bins - 1))
             assert found.count[b] == here.sum()
             if here.any():
-                assert found.confidence[b] == pytest.approx(p[here].mean(), abs=1e-12)
-                assert found.frequency[b] == pytest.approx(t[here].mean(), abs=1e-12)
+                assert found.confidence[b] == pytest.approx(p[here].mean(), abs=1e-6)
+                assert found.frequency[b] == pytest.approx(t[here].mean(), abs=1e-6)
                 error += here.mean() * abs(t[here].mean() - p[here].mean())
             else:
                 assert np.isnan(found.confidence[b]) and np.isnan(found.frequency[b])
-        assert found.expected_error == pytest.approx(error, abs=1e-12)
-        assert found.brier == pytest.approx(brier_score_loss(t, p), abs=1e-12)
+        assert found.expected_error == pytest.approx(error, abs=1e-6)
+        assert found.brier == pytest.approx(brier_score_loss(t, p), abs=1e-6)
 
 
 @given(SEEDS)
@@ -52,7 +53,7 @@ def test_diagram_equals_scikit_learn(seed):
     found = reliability(probability, truth, 8)[0]
     frequency, confidence = calibration_curve(truth[:, 0], probability[:, 0].double(), n_bins=8)
     np.testing.assert_allclose(found.frequency[found.count > 0], frequency)
-    np.testing.assert_allclose(found.confidence[found.count > 0], confidence)
+    np.testing.assert_allclose(found.confidence[found.count > 0], confidence, rtol=1e-5)
 
 
 @given(SEEDS, st.sampled_from([1, 5, 15]))
@@ -67,7 +68,7 @@ def test_torchmetrics_has_a_bin_of_its_own_for_a_probability_of_1():
     """The one difference: here 1 lies in the last bin, whose deviations may cancel."""
     probability, truth = torch.tensor([1.0, 0.9, 0.9, 0.9]), torch.tensor([0, 1, 1, 1])
     assert binary_calibration_error(probability, truth, n_bins=2) == pytest.approx((1 + 3 * 0.1) / 4)
-    assert reliability(probability[:, None], truth[:, None], 2)[0].expected_error == pytest.approx(3.7 / 4 - 3 / 4)
+    assert reliability(probability[:, None], truth[:, None], 2)[0].expected_error == pytest.approx(0.7 / 4, abs=1e-4)
 
 
 def test_top_label_error_equals_torchmetrics():
@@ -77,7 +78,7 @@ def test_top_label_error_equals_torchmetrics():
     top = probability.max(1)
     found = reliability(top.values[:, None], (top.indices == target)[:, None])[0]
     theirs = multiclass_calibration_error(probability, target, num_classes=4, n_bins=15)
-    assert found.expected_error == pytest.approx(theirs.item(), abs=1e-6)
+    assert found.expected_error == pytest.approx(theirs.item(), abs=1e-4)  # as they come, not as they are kept
 
 
 def test_by_hand():
@@ -85,10 +86,10 @@ def test_by_hand():
     truth = torch.tensor([[0], [1], [0], [1], [1]])
     found = reliability(probability, truth, 2)[0]
     assert found.count.tolist() == [3, 2]
-    np.testing.assert_allclose(found.confidence, [0.4 / 3, 0.75])
+    np.testing.assert_allclose(found.confidence, [0.4 / 3, 0.75], atol=1e-4)
     np.testing.assert_allclose(found.frequency, [1 / 3, 1])
-    assert found.expected_error == pytest.approx((0.6 + 0.5) / 5)
-    assert found.brier == pytest.approx((0 + 0.81 + 0.09 + 0.25 + 0) / 5)
+    assert found.expected_error == pytest.approx((0.6 + 0.5) / 5, abs=1e-4)
+    assert found.brier == pytest.approx((0 + 0.81 + 0.09 + 0.25 + 0) / 5, abs=1e-4)
 
 
 @given(SEEDS, st.lists(st.integers(1, 3), max_size=3))
@@ -98,24 +99,22 @@ def test_batches_do_not_matter(seed, cuts):
     for batch in np.split(np.arange(4), sorted(set(cuts))):
         calibration.update(probability[batch], truth[batch])
     for found, expected in zip(calibration.compute(), reliability(probability, truth), strict=True):
-        np.testing.assert_array_equal(found.count, expected.count)
-        np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-13)
-        np.testing.assert_array_equal(found.frequency, expected.frequency)
-        assert found.brier == pytest.approx(expected.brier, rel=1e-13)
+        for name in ("count", "confidence", "frequency", "brier"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize(("value", "bin"), [(0.0, 0), (1.0, 14), (0.5, 7), (float(np.nextafter(np.float32(1), 0)), 14)])
 def test_bin_of_a_probability(value, bin):
     found = reliability(torch.full((1, 1), value), torch.ones(1, 1))[0]
     assert found.count.nonzero()[0].tolist() == [bin]
-    assert found.confidence[bin] == value and found.frequency[bin] == 1
+    assert found.confidence[bin] == pytest.approx(value, abs=2e-7) and found.frequency[bin] == 1
 
 
 def test_right_probabilities_have_no_error_and_certain_mistakes_all():
     truth = torch.tensor([[0], [1], [1], [1]])
-    assert reliability(torch.full((4, 1), 0.75), truth)[0].expected_error == 0
+    assert reliability(torch.full((4, 1), 0.75), truth)[0].expected_error == pytest.approx(0, abs=1e-4)
     wrong = reliability(1 - truth.float(), truth)[0]
-    assert wrong.expected_error == wrong.brier == 1
+    assert (wrong.expected_error, wrong.brier) == pytest.approx((1, 1), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -212,16 +211,21 @@ def test_weight_is_how_often_one_was_seen_and_softmax_of_two_is_the_sigmoid():
     assert fit_temperature(log_softmax(shifted, 1), truth.astype(int), weight) == pytest.approx(expected)
 
 
-def test_histogram_finds_the_temperature_of_all_logits():
-    pairs = [too_confident(seed, temperature, 6000) for seed, temperature in ((4, 0.05), (5, 300.0))]
-    logits = torch.from_numpy(np.stack([values for values, _ in pairs], 1).reshape(6, 1000, 2)).swapaxes(1, 2)
-    truth = torch.from_numpy(np.stack([there for _, there in pairs], 1).reshape(6, 1000, 2)).swapaxes(1, 2)
-    histogram = LogitHistogram(2)
+def test_one_histogram_knows_the_temperature_and_what_it_mends():
+    pairs = [too_confident(seed, temperature, 6000) for seed, temperature in ((4, 0.4), (5, 3.0))]
+    logits, truth = (torch.from_numpy(np.stack(of, 1).reshape(6, 1000, 2)).mT for of in zip(*pairs, strict=True))
+    calibration = Calibration(2)
     for image in range(6):
-        histogram.update(logits[image, None], truth[image, None])
-    assert histogram.count.sum() == 12_000
-    for found, pair in zip(histogram.temperatures(), pairs, strict=True):
-        assert found == pytest.approx(fit_temperature(*pair), rel=1e-4)
+        calibration.update(logits[image, None].sigmoid(), truth[image, None])
+    assert calibration.count.sum() == 12_000
+    found = [calibration.temperature(k) for k in range(2)]
+    assert found == pytest.approx([fit_temperature(*pair) for pair in pairs], rel=1e-3)
+    anew = Calibration(2)
+    anew.update((logits / torch.tensor(found)[:, None]).sigmoid(), truth)
+    for before, after, expected in zip(calibration.compute(), calibration.compute(found), anew.compute(), strict=True):
+        assert after.expected_error == pytest.approx(expected.expected_error, abs=1e-3)
+        assert after.brier == pytest.approx(expected.brier, abs=1e-5)
+        assert before.expected_error > 3 * after.expected_error
 
 
 TRUTH = np.array([0, 0, 1, 1])
@@ -240,8 +244,3 @@ TRUTH = np.array([0, 0, 1, 1])
 def test_where_no_temperature_is_best_an_error_says_so(logits, target, message):
     with pytest.raises(MedvisionError, match=message):
         fit_temperature(logits, target)
-
-
-def test_infinite_logits_are_not_added():
-    with pytest.raises(MedvisionError, match="a logit is infinite or NaN; expected finite ones: clip"):
-        LogitHistogram(1).update(torch.tensor([[torch.inf]]), torch.ones(1, 1))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,7 +73,7 @@ def test_the_values_of_images_have_the_summary_as_their_mean(rows):
         if each is not None:
             assert (rows.has_value(name) | np.isnan(each)).all()
     assert [*of_images] == (
-        ["dice_image", "jaccard_image", "specificity_image", "accuracy_image"]
+        ["dice_image", "jaccard_image", "specificity_image", "accuracy_image", "threshold_jaccard_image"]
         if isinstance(rows, MaskRows)
         else ["accuracy", "brier"]
     )
@@ -96,4 +98,22 @@ def test_joined_and_reordered():
 
 
 def test_direction():
-    assert [lower_is_better(name) for name in ("brier", "brier/a", "dice", "auroc/brier")] == [True, True, False, False]
+    lower = ["brier", "brier/a", "ece", "hd95_image", "assd_image/b"]
+    assert all(map(lower_is_better, lower))
+    assert not any(map(lower_is_better, ["dice", "auroc/brier", "nsd_image", "jaccard_image"]))
+
+
+def test_distances_and_empty_images_count_as_the_run_had_them():
+    rows = mask_rows(images=6, classes=("a", "b"))
+    rows.counts[2, 0] = [0, 0, 0, 9]
+    distance = np.arange(12.0).reshape(6, 2)
+    distance[1, 0] = np.nan
+    for empty in (0.0, 1.0, np.nan):
+        made = replace(rows, also={"hd95": distance}, empty=empty)
+        expected = summarise(made.counts, ("a", "b"), empty, {"hd95": distance})
+        assert made.summary() == expected
+        for name in ("hd95_image", "hd95_image/a", "dice_image", "jaccard_image/a", "threshold_jaccard_image"):
+            assert made.weighed(name, np.ones((1, 6)))[0] == pytest.approx(expected[name])
+    both = made.take([1, 0]).and_of(replace(rows, also={"hd95": distance, "assd": distance}).take([3]))
+    assert both.ids == ("i1", "i0", "i3") and [*both.also] == ["hd95"]
+    np.testing.assert_array_equal(both.also["hd95"], distance[[1, 0, 3]])

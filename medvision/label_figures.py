@@ -1,0 +1,173 @@
+"""One page of figures for labels: how a split is ranked, calibrated and decided, a row for each class."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medvision.files import replacing
+from medvision.metrics import Bootstrap, cumulate, interval
+from medvision.metrics.calibration import Calibration
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+GRID = np.linspace(0, 1, 101)
+"""Where bands are drawn, of the false positive rate or the recall."""
+PANELS = ("ROC", "precision-recall", "reliability", "scores", "confusion")
+
+
+def confusion(truth: Bools, decided: Bools) -> NDArray[np.int64]:
+    """How many images show i (rows) and are decided for j (columns).
+
+    Args:
+        truth: bool (N, K) of exclusive classes, or (N,) of one class: i is its absence and its presence.
+        decided: bool, the same shape.
+
+    Returns:
+        int64 (K, K), or (2, 2).
+    """
+    if truth.ndim == 1:
+        truth, decided = (np.stack([~values, values], 1) for values in (truth, decided))
+    return truth.T.astype(np.int64) @ decided.astype(np.int64)
+
+
+def page(
+    path: Path,
+    probability: Floats,
+    truth: Bools,
+    decided: Bools,
+    classes: Sequence[str],
+    threshold: Sequence[float],
+    bootstrap: Bootstrap,
+    values: Mapping[str, float],
+    title: str,
+) -> None:
+    """Draws ROC, precision-recall, reliability, histograms of the scores and the confusion matrix.
+
+    Curves have 95 % bands, pointwise, from the bootstrap; a dot is where the decision lies. A curve of a class that
+    every image shows or none is not drawn, and says so.
+
+    Args:
+        path: The PNG.
+        probability: (N, K), in 0 to 1.
+        truth: bool (N, K).
+        decided: bool (N, K).
+        classes: The K names.
+        threshold: Of each class; none where exactly one class is there, which makes one confusion matrix of all.
+        bootstrap: Of the N images.
+        values: Metrics as `metrics.summarise_labels` names them, of which some are written.
+        title: Stands above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(19, 3.9 * len(classes) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for k, (name, row) in enumerate(
+        zip(classes, figure.subplots(len(classes), len(PANELS), squeeze=False), strict=True)
+    ):
+        p, t, d = probability[:, k], truth[:, k], decided[:, k]
+        of_class = f"/{name}" if len(classes) > 1 else ""
+        _curves(row[0], row[1], p, t, d, bootstrap)
+        _reliability(row[2], p, t)
+        _scores(row[3], p, t, name, threshold[k] if len(threshold) else None)
+        if len(threshold):
+            _matrix(row[4], confusion(t, d), [f"not {name}", name])
+        elif k == 0:
+            _matrix(row[4], confusion(truth, decided), classes)
+        else:
+            row[4].axis("off")
+        for axes, panel, metric in zip(row, PANELS, ("auroc", "average_precision", "ece", "brier", ""), strict=True):
+            title = f"{panel} of {name}" if axes is not row[-1] or len(threshold) else "" if k else panel
+            value = values.get(f"{metric}{of_class}")
+            axes.set_title(title + ("" if value is None else f"\n{metric} {value:.3f}"), fontsize=10)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
+def bands(probability: Floats, truth: Bools, bootstrap: Bootstrap) -> tuple[Floats, Floats]:
+    """Pointwise 95 % bands of the ROC and of the precision-recall curve of one class.
+
+    Args:
+        probability: (N,).
+        truth: bool (N,), of both kinds.
+        bootstrap: Of the N images.
+
+    Returns:
+        Lower and upper bound (2, 101): of the sensitivity at each of 101 false positive rates, and of the precision at
+        each of as many recalls.
+    """
+    roc, pr = [], []
+    for weights in bootstrap.weights():
+        _, hits, false = cumulate(probability, truth, weights)
+        for tp, fp in zip(hits, false, strict=True):
+            if tp[-1] > 0 and fp[-1] > 0:  # a resample may lack one kind
+                recall = tp / tp[-1]
+                roc.append(np.interp(GRID, np.append(0, fp / fp[-1]), np.append(0, recall)))
+                at = np.searchsorted(recall, np.maximum(GRID - 1e-12, 1e-12))  # at 0 the first that finds anything
+                pr.append(tp[at] / (tp + fp)[at])
+    empty = np.full((1, len(GRID)), np.nan)
+    return interval(roc or empty), interval(pr or empty)
+
+
+def _curves(roc: Any, pr: Any, probability: Floats, truth: Bools, decided: Bools, bootstrap: Bootstrap) -> None:
+    roc.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    pr.axhline(truth.mean(), color="grey", linewidth=0.8, linestyle=":")
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    pr.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    if truth.all() or not truth.any():
+        for axes in (roc, pr):
+            text = f"not defined:\n{'every image shows' if truth.any() else 'no image shows'} the class"
+            axes.text(0.5, 0.5, text, ha="center", va="center")
+        return
+    _, (tp,), (fp,) = cumulate(probability, truth, np.ones((1, len(truth))))
+    recall, precision = tp / tp[-1], tp / (tp + fp)
+    bounds = bands(probability, truth, bootstrap)
+    for axes, (low, high) in zip((roc, pr), bounds, strict=True):
+        axes.fill_between(GRID, low, high, alpha=0.25, linewidth=0)
+    roc.plot(np.append(0, fp / fp[-1]), np.append(0, recall))
+    pr.plot(np.append(0, recall), np.append(precision[0], precision), drawstyle="steps-pre")
+    roc.plot(decided[~truth].mean(), decided[truth].mean(), "ko", markersize=5)
+    if decided.any():
+        pr.plot(decided[truth].mean(), truth[decided].mean(), "ko", markersize=5)
+
+
+def _reliability(axes: Any, probability: Floats, truth: Bools) -> None:
+    calibration = Calibration(1)
+    calibration.update(torch.from_numpy(probability[:, None]), torch.from_numpy(truth[:, None]))
+    (found,) = calibration.compute()
+    share = found.count / found.count.sum()
+    edges = np.linspace(0, 1, len(share) + 1)
+    axes.bar(edges[:-1], share, np.diff(edges), align="edge", color="lightgrey", label="share of images")
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    known = found.count > 0
+    axes.plot(found.confidence[known], found.frequency[known], linewidth=0.8, label="how often it was there")
+    axes.scatter(found.confidence[known], found.frequency[known], s=6 + 300 * share[known])  # few images, a small dot
+    axes.set(xlabel="probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.legend(fontsize=7)
+
+
+def _scores(axes: Any, probability: Floats, truth: Bools, name: str, threshold: float | None) -> None:
+    for label, values in ((f"not {name}", probability[~truth]), (name, probability[truth])):
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(values, 25, (0, 1), weights=weights, alpha=0.55, label=f"{label} ({len(values)})")
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3g}")
+    axes.set(xlabel="probability", ylabel="share of these images", xlim=(0, 1))
+    axes.legend(fontsize=7)
+
+
+def _matrix(axes: Any, counts: NDArray[np.int64], names: Sequence[str]) -> None:
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), number in np.ndenumerate(counts):
+        axes.text(j, i, number, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 2 else 0)
+    axes.set_yticks(range(len(names)), names, rotation=0 if len(names) > 2 else 90, va="center")
+    axes.set(xlabel="decision", ylabel="truth")
