@@ -116,7 +116,7 @@ class Tile:
 def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
     """Draws pictures in rows, each with its masks over it, a colour for each class."""
     font, line = ImageFont.load_default(13), 20
-    above = line * max(tile.caption.count("\n") + 1 for tile in tiles)
+    above = line * max((tile.caption.count("\n") + 1 for tile in tiles), default=0)
     cell = (TILE + 6, TILE + above + 4)
     head = line * (2 if classes else 1) + 4
     size = (columns * cell[0], head + -(-len(tiles) // columns) * cell[1])
