@@ -99,7 +99,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def rows(self, decision: Decision) -> Iterator[list[object]]:
-        """A header, then a row for each image and class, from which any summary can be recomputed."""
+        """A header, then a row for each image and class, from which summaries and intervals can be recomputed."""
 
     @abstractmethod
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
@@ -273,13 +273,15 @@ class MaskEvaluation(Evaluation):
         counts = self.counts(decision)
         metrics = image_scores(counts, self.empty) | self.surface(decision)
         areas = ["area_truth", "area_predicted"]
-        yield ["id", "height", "width", "class", "threshold", *COUNTS, *areas, *metrics]
+        yield ["id", "group", "height", "width", "class", "threshold", *COUNTS, *areas, *metrics]
+        groups = self.groups or [""] * len(self.images)
         for n, image in enumerate(self.images):
             for k, name in enumerate(self.classes):
                 tp, fp, fn, tn = counts[n, k].tolist()
                 values = [float(column[n, k]) for column in metrics.values()]
                 shown = ["" if np.isnan(value) else value for value in values]
-                yield [image.id, *image.size, name, decision.threshold[k], tp, fp, fn, tn, tp + fn, tp + fp, *shown]
+                facts = [image.id, groups[n], *image.size, name, decision.threshold[k]]
+                yield [*facts, tp, fp, fn, tn, tp + fn, tp + fp, *shown]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
@@ -402,11 +404,13 @@ class LabelEvaluation(Evaluation):
     def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then truth, probability and decision of each image and class."""
         decided = decide(self.probability, decision.threshold)
-        yield ["id", "class", "threshold", "truth", "probability", "decision"]
+        yield ["id", "group", "class", "threshold", "truth", "probability", "decision"]
+        groups = self.groups or [""] * len(self.ids)
         for n, image in enumerate(self.ids):
             for k, name in enumerate(self.classes):
                 at = decision.threshold[k] if decision.threshold else ""
-                yield [image, name, at, int(self.truth[n, k]), float(self.probability[n, k]), int(decided[n, k])]
+                facts = [image, groups[n], name, at, int(self.truth[n, k])]
+                yield [*facts, float(self.probability[n, k]), int(decided[n, k])]
 
     def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the one to whose truth the least probability is given to that with the most.

@@ -116,7 +116,7 @@ class Tile:
 def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
     """Draws pictures in rows, each with its masks over it, a colour for each class."""
     font, line = ImageFont.load_default(13), 20
-    above = line * max(tile.caption.count("\n") + 1 for tile in tiles)
+    above = line * max((tile.caption.count("\n") + 1 for tile in tiles), default=0)
     cell = (TILE + 6, TILE + above + 4)
     head = line * (2 if classes else 1) + 4
     size = (columns * cell[0], head + -(-len(tiles) // columns) * cell[1])
@@ -193,6 +193,50 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
             axes.margins(x=0.2)  # for what stands beside
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(fontsize=8)
+
+
+def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None, bool]]]) -> None:
+    """Draws differences with their intervals around zero: for each panel, for each name value, bounds, whether shown.
+
+    What is shown to be a difference is dark, the rest grey; without bounds there is only the value.
+    """
+    rows = max(len(values) for values in panels.values())
+    with _charts(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
+        for axes, (title, values) in zip(charts, panels.items(), strict=True):
+            for n, (value, low, high, clear) in enumerate(values.values()):
+                colour = "black" if clear else "grey"
+                if low is not None and high is not None:
+                    axes.plot([low, high], [n, n], color=colour, lw=2, solid_capstyle="butt")
+                axes.plot([value], [n], "D", color=colour, markersize=6)
+            axes.axvline(0, color="C3", lw=1)
+            axes.set_ylim(len(values) - 0.5, -0.5)  # the first on top
+            _name_rows(axes, title, [*values])
+            axes.grid(axis="x", alpha=0.3)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draws for each panel and name the probability of each rank, the darker the likelier."""
+    rows = max(len(values) for values in panels.values())
+    with _charts(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
+        for axes, (title, values) in zip(charts, panels.items(), strict=True):
+            shares = np.array([*values.values()])
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            for (row, column), share in np.ndenumerate(shares):
+                text = f"{share:.0%}" if share >= 0.005 else "" if share == 0 else "<1%"
+                axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.6 else "black")
+            axes.set_xticks(range(len(values)), [str(rank) for rank in range(1, len(values) + 1)])
+            axes.set_xlabel("rank")
+            axes.spines[:].set_visible(False)
+            _name_rows(axes, title, [*values])
+
+
+def _name_rows(axes: "Axes", title: str, names: Sequence[str]) -> None:
+    """Names the rows of a chart, in several lines where they are long; a $ is a $."""
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set_title(textwrap.fill(title, 110), fontsize=10, loc="right", parse_math=False)
 
 
 def probabilities(

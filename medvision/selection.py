@@ -16,14 +16,13 @@ from medvision.data.cache import Sample
 from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
 from medvision.evaluation import evaluate
-from medvision.metrics import BOUNDARY, COUNTS, count, decide, scores
+from medvision.metrics import COUNTS, count, decide, lower_is_better, scores
 from medvision.prediction import Predictor
 from medvision.runs import RunFolder
 
 log = logging.getLogger(__name__)
 
-DISTANCES = [name for name in BOUNDARY if name != "nsd"]  # the less the better
-NO_METRICS = ("id", "height", "width", "class", "threshold", "area_truth", "area_predicted", *COUNTS)
+NO_METRICS = ("id", "group", "height", "width", "class", "threshold", "area_truth", "area_predicted", *COUNTS)
 Bools = NDArray[np.bool_]
 Result = Mapping[str, str]
 
@@ -81,7 +80,7 @@ def values(rows: Sequence[Result], metric: str) -> dict[str, float]:
 
 def from_the_worst(found: Mapping[str, float], metric: str) -> list[str]:
     """Ids by their values of a metric; of equal ones by name."""
-    sign = -1 if metric.partition("/")[0] in DISTANCES else 1
+    sign = -1 if lower_is_better(metric) else 1
     return sorted(found, key=lambda image: (sign * found[image], image))
 
 

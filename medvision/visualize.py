@@ -1,9 +1,9 @@
 """`python -m medvision.visualize run=<folder> index=78`: images of a run with truth and prediction, or its curves."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -95,6 +95,7 @@ def _curves(cfg: DictConfig, places: "Sequence[RunFolder]", output: Path | None)
     from medvision.build import load_config
     from medvision.figures import curves
     from medvision.logger import read_history
+    from medvision.variants import differences
 
     if cfg.by not in ("epoch", "step"):
         raise MedvisionError(f"by={cfg.by}: expected epoch or step")
@@ -114,34 +115,6 @@ def _curves(cfg: DictConfig, places: "Sequence[RunFolder]", output: Path | None)
     path = _path(output, places[0], f"curves_{shown}" + (f"_{cfg.metric}" if cfg.metric else "") + f"_by_{cfg.by}")
     curves(path, dict(zip(labels, histories, strict=True)), metric, cfg.by)
     return path
-
-
-def differences(configs: Sequence[Any]) -> list[list[str]]:
-    """What differs between configs of runs, for each in the same order: `model=UNetV2`, `optimizer.lr=0.01`.
-
-    A part is named by its class, or by what its class is told to make. An entry that not all have is told where those
-    that have it differ. What another entry of the same name says already, as `data.seed` after `seed`, is left out, and
-    so are the places of this machine.
-    """
-    flat = [dict(_leaves(config)) for config in configs]
-    keys = dict.fromkeys(key for of in flat for key, value in of.items() if "${" not in str(value))
-    kept: dict[tuple[str | None, ...], str] = {}
-    for key in sorted(keys, key=lambda key: key.count(".")):
-        column = [repr(of[key]) if key in of else None for of in flat]
-        if len({*column} - {None}) > 1:
-            kept.setdefault((key.rpartition(".")[2], *column), key)
-    return [[f"{key}={of[key]}" for key in kept.values() if key in of] for of in flat]
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        yield prefix[:-1], node
-        return
-    kinds = ("architecture", "name", "_target_") if "_target_" in node else ()
-    if kinds:
-        yield prefix[:-1], next(str(node[key]) for key in kinds if key in node).rpartition(".")[2]
-    for key in [key for key in node if key not in kinds]:
-        yield from _leaves(node[key], f"{prefix}{key}.")
 
 
 def _path(output: Path | None, place: "RunFolder", name: str) -> Path:

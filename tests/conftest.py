@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import json
 import multiprocessing
 import os
 import zipfile
@@ -22,7 +23,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medvision.data import ImageDataModule
+from medvision.decision import Decision
+from medvision.evaluation import LabelEvaluation, MaskEvaluation
 from medvision.spec import DataSpec
+from medvision.tasks import ImageCounts
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -405,6 +409,59 @@ def _fake_folder_labels(
 def fake_folder_labels() -> Callable[..., Path]:
     """`fake_folder_labels(root, images, classes, splits, size)`: `[<split>/]<class>/`; gives `root`."""
     return _fake_folder_labels
+
+
+def _fake_run(
+    folder: Path,
+    results: NDArray[Any],
+    overrides: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    ids: Sequence[str] = (),
+    groups: Sequence[str] | None = None,
+    classes: Sequence[str] = ("lesion",),
+    split: str = "test",
+    monitor: str = "val/jaccard_image",
+) -> Path:
+    ids = tuple(ids) or tuple(f"i{n:02d}" for n in range(len(results)))
+    decision = Decision((0.5,) * len(classes) if results.ndim == 3 or len(classes) == 1 else ())
+    evaluation: MaskEvaluation | LabelEvaluation
+    if results.ndim == 3:
+        images = tuple(ImageCounts(i, (10, 10), counts[None], counts) for i, counts in zip(ids, results, strict=True))
+        grid = np.array([0.5], np.float32)
+        evaluation = MaskEvaluation(split, tuple(classes), images, grid, tuple(groups) if groups else None)
+    else:
+        number = max(2, len(classes))
+        truth = np.arange(len(ids))[:, None] % number == np.arange(len(classes))
+        evaluation = LabelEvaluation(split, tuple(classes), len(classes) > 1, ids, results, truth)
+    facts = OmegaConf.create(
+        {
+            "seed": 0,
+            "paths": {"data": "${oc.env:MEDVISION_DATA,'/somewhere'}"},
+            "data": {"_target_": "medvision.data.Tiny", "seed": "${seed}", "split_seed": 0, "fold": 0},
+            "model": {"_target_": "medvision.models.UNetFamily", "block": "plain", "width": 8},
+            "loss": {"_target_": "medvision.losses.SegmentationLoss", "positive_weights": None},
+            "optimizer": {"_target_": "medvision.optim.from_torch", "name": "AdamW", "lr": 0.001},
+            "task": {"_target_": "medvision.tasks.SegmentationTask", "monitor": monitor},
+        }
+    )
+    facts.data.spec = {"name": "tiny", "classes": list(classes)}
+    facts = OmegaConf.merge(facts, OmegaConf.create(dict(config or {})))
+    facts.data.seed = facts.seed
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(facts, folder / ".hydra" / "config.yaml")
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
+    (folder / f"results_{split}.csv").write_text(evaluation.table(decision))
+    (folder / "metrics.json").write_text(json.dumps({split: evaluation.summary(decision)}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fake_run() -> Callable[..., Path]:
+    """`fake_run(folder, counts, ["model=unet"], {"seed": 1})`: what `compare` reads of a finished run.
+
+    Results are counts (N, K, 4) of masks or probabilities (N, K) of labels, whose truth alternates.
+    """
+    return _fake_run
 
 
 @pytest.fixture

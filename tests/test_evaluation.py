@@ -619,7 +619,7 @@ def test_labels_have_a_temperature(exclusive):
     ranked = [e.summary(d)["auroc"] for e, d in ((evaluation, decision), (after, decision.at(found)))]
     assert ranked[0] == pytest.approx(ranked[1])
     decisions = [
-        [row.split(",")[5] for row in e.table(d).split()]
+        [row.split(",")[6] for row in e.table(d).split()]
         for e, d in ((evaluation, decision), (after, decision.at(found)))
     ]
     assert decisions[0] == decisions[1]

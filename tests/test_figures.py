@@ -16,8 +16,10 @@ from medvision.figures import (
     Tile,
     bars,
     curves,
+    forest,
     gallery,
     probabilities,
+    ranks,
     reliability,
     sheet,
     sweep,
@@ -270,6 +272,30 @@ def test_bars_of_splits_stand_beside_each_other(tmp_path, drawn):
     assert pixels.get_title() == "pixels" and [text.get_text() for text in images.get_legend().get_texts()] == [*panel]
 
 
+def test_differences_stand_about_zero_with_their_intervals(tmp_path, drawn):
+    values = {"a$b$": (0.2, 0.1, 0.3, True), "c": (-0.1, None, None, False)}
+    forest(tmp_path / "f.png", {"dice": values, "jaccard": {"c": (0.0, -0.1, 0.1, False)}})
+    first, second = drawn[0].axes
+    interval, value, alone, zero = first.lines
+    assert [*interval.get_xdata()] == [0.1, 0.3] and [*interval.get_ydata()] == [0, 0]
+    assert [*value.get_xdata()] == [0.2] and [*alone.get_xdata()] == [-0.1] and [*alone.get_ydata()] == [1]
+    assert [*zero.get_xdata()] == [0, 0] and zero.get_color() != "black"
+    assert [line.get_color() for line in first.lines[:3]] == ["black", "black", "grey"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["a$b$", "c"] and first.get_ylim() == (1.5, -0.5)
+    assert not first.get_yticklabels()[0].get_parse_math()
+    assert second.get_title(loc="right") == "jaccard" and len(second.lines) == 3
+
+
+def test_ranks_are_shares_in_rows(tmp_path, drawn):
+    ranks(tmp_path / "r.png", {"dice": {"a": [0.9, 0.1, 0], "b": [0.1, 0.899, 0.001], "c": [0, 0.001, 0.999]}})
+    (axes,) = drawn[0].axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.9, 0.1, 0], [0.1, 0.899, 0.001], [0, 0.001, 0.999]])
+    texts = ["90%", "10%", "", "10%", "90%", "<1%", "", "<1%", "100%"]
+    assert [text.get_text() for text in axes.texts] == texts
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+
+
 def test_probabilities_beside_their_image(tmp_path, drawn):
     image = np.full((6, 8, 1), 90, np.uint8)
     values, truth = np.array([0.25, 0.75], np.float32), np.array([True, False])
@@ -295,6 +321,11 @@ def test_captions_of_a_gallery_stay_above_their_picture(tmp_path):
     captions = (pixels[24:top] < 128).any(-1)
     assert captions[:20, TILE - 20 : TILE].any() and captions[20:, :TILE].any()
     assert not captions[:, TILE + 6 :].any()
+
+
+def test_a_gallery_of_nothing_has_its_title(tmp_path):
+    gallery(tmp_path / "g.png", [], [], "0 of 0 mistakes")
+    assert Image.open(tmp_path / "g.png").size == (6 * (TILE + 6), 24)
 
 
 def test_a_threshold_stands_on_its_curve_within_its_band(tmp_path, drawn):

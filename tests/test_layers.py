@@ -16,9 +16,10 @@ ORDER = [
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder"},
+    {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
+    {"comparison"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "visualize", "export", "explain", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
 KNOW_HYDRA = {
@@ -29,6 +30,7 @@ KNOW_HYDRA = {
     "predict",
     "prepare",
     "visualize",
+    "compare",
     "export",
     "explain",
     "models.__main__",
@@ -88,7 +90,7 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "export", "explain"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
     ],

@@ -16,7 +16,7 @@ from medvision.metrics import scores
 from medvision.report import finish
 from medvision.runs import RunFolder
 from medvision.selection import from_the_worst, results, values
-from medvision.visualize import differences, start
+from medvision.visualize import start
 
 SETS = {
     "attributes": ["data=phantom_attributes", "data.images={count:15}", "model=unet_plain", "model.width=4"],
@@ -276,28 +276,3 @@ def test_curves_are_named_by_what_differs(trained, monkeypatch, tmp_path, capsys
     draw(f"run={places[0]},{copy}", "curves=true", f"output={tmp_path / 'out'}")
     assert [*drawn[1][1]] == [str(places[0]), str(copy)]  # nothing differs
     assert drawn[1][0].parent == tmp_path / "out"
-
-
-def test_differences():
-    def config(**changes):
-        seed = changes.pop("seed", 0)
-        base = {
-            "seed": seed,
-            "data": {"_target_": "m.ISIC", "seed": seed, "size": [64, 64]},
-            "optimizer": {"_target_": "m.from_torch", "name": "AdamW", "lr": 0.1},
-            "paths": {"data": f"${{oc.env:MEDVISION_DATA,'/{seed}'}}"},
-        }
-        return base | changes
-
-    nets = [{"_target_": "m.UNetPP", "depth": 4}, {"_target_": "m.SMP", "architecture": "FPN", "encoder": "b0"}]
-    assert differences([config(), config()]) == [[], []]
-    assert differences([config(seed=1), config(seed=2)]) == [["seed=1"], ["seed=2"]]
-    assert differences([config(model=net) for net in nets]) == [["model=UNetPP"], ["model=FPN"]]
-    three = [config(model=net) for net in (*nets, nets[0] | {"depth": 2})]
-    assert differences(three) == [["model=UNetPP", "model.depth=4"], ["model=FPN"], ["model=UNetPP", "model.depth=2"]]
-    sgd = {"_target_": "m.from_torch", "name": "SGD", "lr": 0.2}
-    assert differences([config(), config(optimizer=sgd)]) == [
-        ["optimizer=AdamW", "optimizer.lr=0.1"],
-        ["optimizer=SGD", "optimizer.lr=0.2"],
-    ]
-    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=None"], ["swa=SWA"]]

@@ -31,6 +31,8 @@ from medvision.metrics.overlap import (
     scores,
     summarise,
 )
+from medvision.metrics.paired import PairedTest, Resampled, holm, paired_test, rank_probabilities, resample, two_sided
+from medvision.metrics.rows import LabelRows, MaskRows, Rows, lower_is_better
 
 __all__ = [
     "BOUNDARY",
@@ -43,8 +45,13 @@ __all__ = [
     "OF_MASKS",
     "YOUDEN",
     "Bootstrap",
+    "LabelRows",
+    "MaskRows",
     "Overlap",
+    "PairedTest",
     "Ranking",
+    "Resampled",
+    "Rows",
     "best_columns",
     "best_decision",
     "best_threshold",
@@ -55,15 +62,21 @@ __all__ = [
     "decide",
     "delong",
     "histogram",
+    "holm",
     "image_scores",
     "interval",
+    "lower_is_better",
     "one_hot",
+    "paired_test",
+    "rank_probabilities",
+    "resample",
     "scores",
     "summarise",
     "summarise_intervals",
     "summarise_label_intervals",
     "summarise_labels",
     "surface_distances",
+    "two_sided",
     "undefined_labels",
     "unetpp_iou",
 ]

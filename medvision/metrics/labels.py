@@ -155,21 +155,32 @@ def _ratio(above: Floats, below: Floats) -> NDArray[np.float64]:
     return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
 
 
-def _by_name(
-    probability: Floats, truth: Bools, classes: Sequence[str], threshold: Sequence[float], weights: Floats
+def weighed_labels(
+    probability: Floats, truth: Bools, decided: Bools, classes: Sequence[str], exclusive: bool, weights: Floats
 ) -> dict[str, NDArray[np.float64]]:
-    """What `summarise_labels` answers, (R,) for each name."""
-    decided = decide(probability, threshold)
+    """What `summarise_labels` answers, for each of R ways to weigh the images.
+
+    Args:
+        probability: (N, K), in 0 to 1.
+        truth: bool (N, K).
+        decided: bool (N, K), from `decide`.
+        classes: The K names.
+        exclusive: Whether each image has exactly one class, and the most probable was decided for.
+        weights: (R, N), how often each image counts.
+
+    Returns:
+        (R,) for each name, NaN where there is no value.
+    """
     by_class = label_scores(probability, truth, decided, weights)
     result = {name: _mean(by_class[name]) for name in NAMES}
-    if not len(threshold):
+    if exclusive:
         result["accuracy"] = _ratio(weights @ (decided & truth).any(1), weights.sum(1))
         result["balanced_accuracy"] = result["sensitivity"]
         result["mcc"] = _mcc(weights @ (decided & truth).any(1), weights @ decided, weights @ truth)
         result["ece"] = _ece(probability.max(1), np.asarray((decided & truth).any(1)), weights)
     if len(classes) > 1:
         for name in NAMES:
-            if len(threshold) or name not in ("accuracy", "balanced_accuracy"):
+            if not exclusive or name not in ("accuracy", "balanced_accuracy"):
                 result |= {f"{name}/{c}": by_class[name][:, k] for k, c in enumerate(classes)}
     return dict(sorted(result.items(), key=lambda item: NAMES.index(item[0].split("/")[0])))
 
@@ -196,7 +207,8 @@ def summarise_labels(
     """
     if not np.isfinite(probability).all():
         return {}
-    found = _by_name(probability, truth, classes, threshold, np.ones((1, len(truth))))
+    decided, exclusive = decide(probability, threshold), not len(threshold)
+    found = weighed_labels(probability, truth, decided, classes, exclusive, np.ones((1, len(truth))))
     return {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
 
 
@@ -216,7 +228,8 @@ def summarise_label_intervals(
         Lower and upper bound, of the resamples in which a metric has a value. Resamples repeat images, which makes bins
         look less calibrated than they are: the interval of `ece` lies too high, the more the fewer images there are.
     """
-    blocks = [_by_name(probability, truth, classes, threshold, weights) for weights in bootstrap.weights()]
+    parts = (probability, truth, decide(probability, threshold), classes, not len(threshold))
+    blocks = [weighed_labels(*parts, weights) for weights in bootstrap.weights()]
     result = {}
     for name in summarise_labels(probability, truth, classes, threshold):
         low, high = interval(np.concatenate([block[name] for block in blocks]))

@@ -1,0 +1,466 @@
+"""Variants compared: what a reader needs to believe a difference, as plain objects for tables and pages."""
+
+import itertools
+import logging
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvision.errors import MedvisionError
+from medvision.metrics import (
+    MaskRows,
+    Resampled,
+    Rows,
+    holm,
+    interval,
+    lower_is_better,
+    paired_test,
+    rank_probabilities,
+    resample,
+    two_sided,
+)
+from medvision.variants import Measured, differing, factors_of, grouped, repetitions, settings
+
+log = logging.getLogger(__name__)
+
+FEW_SEEDS, FEW_UNITS = 3, 10
+ALPHA = 0.05
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of a variant.
+
+    Attributes:
+        value: The mean over seeds.
+        std: The standard deviation over seeds; None with one.
+        low: Lower bound of the 95 % interval over seeds and images; None where there is none.
+        high: The upper bound.
+        seeds: The value of each seed.
+    """
+
+    value: float
+    std: float | None
+    low: float | None
+    high: float | None
+    seeds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ by seed and fold alone.
+
+    Attributes:
+        name: What differs from the other variants.
+        levels: The same by factor.
+        config: All that differs in the configs.
+        runs: Folder, command, seed, fold and metrics of each.
+        estimates: By metric.
+    """
+
+    name: str
+    levels: Mapping[str, str]
+    config: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]]
+    estimates: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant less the baseline.
+
+    Attributes:
+        metric: The metric.
+        variant: Name of the variant.
+        baseline: Name of the baseline.
+        changed: The factors in which they differ: with one, an ablation of one factor at a time.
+        value: The difference of the means over seeds.
+        low: Lower bound of its 95 % interval over seeds and images; None where there is none.
+        high: The upper bound.
+        bootstrap: p of the resamples over seeds and images; below 0.05 where the interval leaves zero out.
+        bootstrap_holm: The same, adjusted for all differences and metrics of the comparison.
+        images: How many images both have a value of.
+        permutation: p of the paired permutation test on images; None where there is no value.
+        permutation_holm: The same, adjusted.
+        wilcoxon: p of the signed-rank test; None for a metric of many images together.
+        wilcoxon_holm: The same, adjusted.
+        rank_biserial: Matched-pairs rank-biserial correlation, the effect size; None likewise.
+        verdict: `better` or `worse` where both adjusted p, of bootstrap and permutation, are below 0.05, else `not
+            shown`.
+    """
+
+    metric: str
+    variant: str
+    baseline: str
+    changed: Sequence[str]
+    value: float
+    low: float | None
+    high: float | None
+    bootstrap: float | None
+    bootstrap_holm: float | None
+    images: int
+    permutation: float | None
+    permutation_holm: float | None
+    wilcoxon: float | None
+    wilcoxon_holm: float | None
+    rank_biserial: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect in a full factorial design, of levels against the baseline's.
+
+    Attributes:
+        metric: The metric.
+        factors: One for a main effect, two for an interaction.
+        levels: The level of each.
+        reference: The baseline's level of each.
+        value: Of a main effect the mean difference over all settings of the other factors; of an interaction how much
+            more the first changes the metric at the second's level than at its reference.
+        low: Lower bound of its 95 % interval; None where there is none.
+        high: The upper bound.
+    """
+
+    metric: str
+    factors: Sequence[str]
+    levels: Sequence[str]
+    reference: Sequence[str]
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a comparison found; but for `ids` and `each` what `comparison.json` holds.
+
+    Attributes:
+        data: Name of the data set.
+        split: The split.
+        images: Number of images.
+        groups: Number of groups of images that were kept together; None where images stand for themselves.
+        resamples: Of bootstrap and tests.
+        baseline: Name of the variant with which the others are compared.
+        metrics: The metrics, the first of which decides ranks.
+        variants: In the order of the runs.
+        differences: To the baseline, by metric.
+        ranks: By metric: for each variant the probability of each rank under the bootstrap.
+        effects: Main effects and interactions; none where the variants form no grid.
+        warnings: What a reader has to know.
+        ids: The images.
+        each: For each metric and variant the values of the images, means over seeds; of a metric of many images
+            together those of its namesake of each image.
+    """
+
+    data: str
+    split: str
+    images: int
+    groups: int | None
+    resamples: int
+    baseline: str
+    metrics: Sequence[str]
+    variants: Sequence[Variant]
+    differences: Sequence[Difference]
+    ranks: Mapping[str, Mapping[str, Sequence[float]]]
+    effects: Sequence[Effect]
+    warnings: Sequence[str]
+    ids: Sequence[str] = field(repr=False)
+    each: Mapping[str, Mapping[str, Floats]] = field(repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """All but `ids` and `each` as JSON takes it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("ids", "each")}
+
+
+def compare(
+    runs: Sequence[Measured],
+    split: str,
+    metrics: Sequence[str] = (),
+    baseline: str | None = None,
+    common: bool = False,
+    resamples: int = 10000,
+) -> Comparison:
+    """Compares runs on the images that all have measured.
+
+    Args:
+        runs: The runs, of one data set.
+        split: The split that they were measured on.
+        metrics: Names; none: the one that chose the epochs.
+        baseline: A variant's name, or the name of a run folder in it; None: the first.
+        common: Whether to leave out images that not all variants have measured, instead of refusing.
+        resamples: Of bootstrap and tests.
+
+    Raises:
+        MedvisionError: If the runs cannot be compared.
+    """
+    _require_one_data_set(runs)
+    metrics = [*dict.fromkeys(metrics)] or [runs[0].config["task"]["monitor"].partition("/")[2]]
+    _require_metrics(runs, metrics)
+    members = grouped([run.config for run in runs])
+    names, levels = factors_of(runs, members) if len(members) > 1 else (["all runs"], [{}])
+    reference = _baseline(baseline, names, [[runs[n].folder.name for n in of] for of in members])
+    seeds = [repetitions([runs[n] for n in of], name) for of, name in zip(members, names, strict=True)]
+    ids = _common_ids(seeds, names, common)
+    aligned = [[_at(rows, ids) for rows in of.values()] for of in seeds]
+    _require_same_truth(aligned, names)
+    units = _units(runs, ids)
+    drawn = resample(aligned, metrics, units, resamples)
+    values = {
+        metric: [[float(rows.weighed(metric, np.ones((1, len(ids))))[0]) for rows in of] for of in aligned]
+        for metric in metrics
+    }
+    configs = differing([settings(runs[of[0]].config) for of in members])
+    variants, one = [], np.eye(len(members))
+    for g, (of, name) in enumerate(zip(members, names, strict=True)):
+        estimates = {m: _estimate([*seeds[g]], values[m][g], drawn[m].contrast(one[g])) for m in metrics}
+        config = {key: column[g] for key, column in configs.items()}
+        variants.append(Variant(name, levels[g], config, [_described(runs[n], metrics) for n in of], estimates))
+    ranks = {}
+    for metric in metrics:
+        shares = rank_probabilities(drawn[metric].each(), lower_is_better(metric)).tolist()
+        ranks[metric] = {name: [] if math.isnan(row[0]) else row for name, row in zip(names, shares, strict=True)}
+    means = {metric: np.array([np.mean(of) for of in values[metric]]) for metric in metrics}
+    return Comparison(
+        data=runs[0].config["data"]["spec"]["name"],
+        split=split,
+        images=len(ids),
+        groups=int(units.max()) + 1 if any(run.groups for run in runs) else None,
+        resamples=resamples,
+        baseline=names[reference],
+        metrics=metrics,
+        variants=variants,
+        differences=_differences(aligned, variants, reference, metrics, drawn, units, resamples),
+        ranks=ranks,
+        effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
+        warnings=_warnings(runs, split, seeds, names, units),
+        ids=ids,
+        each={metric: dict(zip(names, [_each(of, metric) for of in aligned], strict=True)) for metric in metrics},
+    )
+
+
+def _baseline(word: str | None, names: Sequence[str], folders: Sequence[Sequence[str]]) -> int:
+    """The place of the variant of a name, or of the one with a run folder of that name."""
+    if word is None:
+        return 0
+    found = [n for n, name in enumerate(names) if word == name or word in folders[n]]
+    if len(found) != 1:
+        number = f"is in {len(found)} variants" if found else "is not there"
+        known = "', '".join(names)
+        raise MedvisionError(f"baseline={word} {number}; expected the name of a variant ('{known}') or of a run folder")
+    return found[0]
+
+
+def _require_one_data_set(runs: Sequence[Measured]) -> None:
+    facts = [(run.config["data"]["spec"]["name"], type(run.rows), run.rows.classes) for run in runs]
+    for run, fact in zip(runs, facts, strict=True):
+        if fact != facts[0]:
+            raise MedvisionError(
+                f"{runs[0].folder} is of {facts[0][0]} ({', '.join(facts[0][2])}), {run.folder} of {fact[0]} "
+                f"({', '.join(fact[2])}); runs are compared on one data set: leave one out"
+            )
+
+
+def _require_metrics(runs: Sequence[Measured], metrics: Sequence[str]) -> None:
+    """Refuses metrics that not all runs have, and results that are not those that the run stored."""
+    for run in runs:
+        summary = run.rows.summary()
+        if missing := [name for name in metrics if name not in summary]:
+            raise MedvisionError(f"metric={missing[0]}: {run.folder} has {', '.join(summary)}")
+        for name in metrics:
+            stored = run.stored.get(name)
+            if stored is None or not math.isclose(summary[name], stored, rel_tol=0, abs_tol=1e-6):
+                raise MedvisionError(
+                    f"{run.folder}: {name} is {stored} in metrics.json, but {summary[name]} by the per-image results; "
+                    "one of the files was changed: train the run again, or leave it out"
+                )
+
+
+def _common_ids(seeds: Sequence[Mapping[str, Rows]], names: Sequence[str], common: bool) -> tuple[str, ...]:
+    """The images that every seed of every variant has measured, sorted."""
+    images = {
+        f"{name}, {seed}": set(rows.ids) for name, of in zip(names, seeds, strict=True) for seed, rows in of.items()
+    }
+    every, shared = set().union(*images.values()), set.intersection(*images.values())
+    if not shared:
+        raise MedvisionError("there is no image that all runs have measured; compare runs of the same split")
+    if every != shared:
+        least = min(images, key=lambda key: len(images[key]))
+        found = f"of {len(every)} images {len(shared)} were measured by all runs ({least} has {len(images[least])})"
+        if not common:
+            raise MedvisionError(
+                f"{found}; differences would be those of the images. common=true compares on these {len(shared)}; "
+                "or train what is missing, as a fold, or leave runs out"
+            )
+        log.warning("%s: the others are left out", found)
+    return tuple(sorted(shared))
+
+
+def _at(rows: Rows, ids: Sequence[str]) -> Rows:
+    places = {name: n for n, name in enumerate(rows.ids)}
+    return rows.take([places[name] for name in ids])
+
+
+def _require_same_truth(aligned: Sequence[Sequence[Rows]], names: Sequence[str]) -> None:
+    first = aligned[0][0]
+    for name, of in zip(names, aligned, strict=True):
+        for rows in of:
+            if changed := (rows.truth != first.truth).reshape(len(rows.ids), -1).any(1).nonzero()[0].tolist():
+                raise MedvisionError(
+                    f"the truth of {len(changed)} images, as {rows.ids[changed[0]]}, was another for {names[0]} "
+                    f"than for {name}; measure both on the same masks or labels"
+                )
+
+
+def _units(runs: Sequence[Measured], ids: Sequence[str]) -> NDArray[np.intp]:
+    """For each image the number of the group that it is in, or of its own."""
+    groups = {image: ("group", group) for run in runs for image, group in run.groups.items()}
+    return np.unique([repr(groups.get(image, ("image", image))) for image in ids], return_inverse=True)[1]
+
+
+def _estimate(names: Sequence[str], values: Sequence[float], drawn: Floats) -> Estimate:
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Estimate(float(np.mean(values)), std, *_interval(drawn), dict(zip(names, values, strict=True)))
+
+
+def _interval(drawn: Floats) -> tuple[float | None, float | None]:
+    low, high = (None if math.isnan(bound) else float(bound) for bound in interval(drawn))
+    return low, high
+
+
+def _described(run: Measured, metrics: Sequence[str]) -> dict[str, Any]:
+    """What a report says of a run."""
+    return {
+        "folder": str(run.folder),
+        "command": shlex.join(["python", "-m", "medvision.train", *run.typed]),
+        **run.repetition,
+        "code": run.code,
+        "evaluations": [*run.again],
+        "metrics": {name: run.stored[name] for name in metrics},
+    }
+
+
+def _differences(
+    aligned: Sequence[Sequence[Rows]],
+    variants: Sequence[Variant],
+    reference: int,
+    metrics: Sequence[str],
+    drawn: Mapping[str, Resampled],
+    units: NDArray[np.intp],
+    resamples: int,
+) -> list[Difference]:
+    """Every variant less the baseline, the p values adjusted over all of them and all metrics."""
+    base = variants[reference]
+    pairs = [(metric, g) for metric in metrics for g in range(len(variants)) if g != reference]
+    tests = [paired_test(aligned[g], aligned[reference], metric, units, resamples) for metric, g in pairs]
+    one = np.eye(len(variants))
+    gains = [drawn[metric].contrast(one[g] - one[reference]) for metric, g in pairs]
+    bootstrap = [two_sided(of) for of in gains]
+    adjusted = [_holm(bootstrap), _holm([test.permutation for test in tests]), _holm([test.wilcoxon for test in tests])]
+    result = []
+    for n, ((metric, g), test) in enumerate(zip(pairs, tests, strict=True)):
+        value = variants[g].estimates[metric].value - base.estimates[metric].value
+        low, high = _interval(gains[n])
+        clear = all(p is not None and p < ALPHA for p in (adjusted[0][n], adjusted[1][n]))
+        better = (value < 0) == lower_is_better(metric)
+        result.append(
+            Difference(
+                metric=metric,
+                variant=variants[g].name,
+                baseline=base.name,
+                changed=[f for f, level in variants[g].levels.items() if level != base.levels[f]],
+                value=value,
+                low=low,
+                high=high,
+                bootstrap=bootstrap[n],
+                bootstrap_holm=adjusted[0][n],
+                images=test.images,
+                permutation=test.permutation,
+                permutation_holm=adjusted[1][n],
+                wilcoxon=test.wilcoxon,
+                wilcoxon_holm=adjusted[2][n],
+                rank_biserial=test.rank_biserial,
+                verdict=("better" if better else "worse") if clear else "not shown",
+            )
+        )
+    return result
+
+
+def _holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction of those that have a value."""
+    adjusted = iter(holm([value for value in p if value is not None]))
+    return [None if value is None else next(adjusted) for value in p]
+
+
+def _effects(
+    metric: str, levels: Sequence[Mapping[str, str]], reference: int, means: Floats, drawn: Resampled
+) -> list[Effect]:
+    """Main effects and interactions of pairs, where the variants are all combinations of two factors or more."""
+    choices = {factor: [*dict.fromkeys(of[factor] for of in levels)] for factor in levels[0]}
+    if len(choices) < 2 or math.prod(map(len, choices.values())) != len(levels):
+        return []
+    base, result = levels[reference], []
+    for number in (1, 2):
+        for factors in itertools.combinations(choices, number):
+            for to in itertools.product(*([c for c in choices[f] if c != base[f]] for f in factors)):
+                weights = np.zeros(len(levels))
+                for changed in itertools.product((True, False), repeat=number):
+                    at = {f: t if c else base[f] for f, t, c in zip(factors, to, changed, strict=True)}
+                    there = np.array([all(of[f] == level for f, level in at.items()) for of in levels])
+                    weights += (-1) ** changed.count(False) * there / there.sum()
+                bounds = _interval(drawn.contrast(weights))
+                result.append(Effect(metric, factors, to, [base[f] for f in factors], float(means @ weights), *bounds))
+    return result
+
+
+def _each(seeds: Sequence[Rows], metric: str) -> Floats:
+    """The mean over seeds of the value of each image, NaN where one has none."""
+    name, slash, of = metric.partition("/")
+    values = [rows.each(metric) for rows in seeds]
+    if any(value is None for value in values):
+        other = f"{name}_image{slash}{of}" if isinstance(seeds[0], MaskRows) else "brier"
+        values = [rows.each(other) for rows in seeds]
+    return np.asarray(np.mean([value for value in values if value is not None], 0))
+
+
+def _warnings(
+    runs: Sequence[Measured],
+    split: str,
+    seeds: Sequence[Mapping[str, Rows]],
+    names: Sequence[str],
+    units: NDArray[np.intp],
+) -> list[str]:
+    """What a reader has to know to judge the numbers."""
+    result = []
+    few = {name: len(of) for name, of in zip(names, seeds, strict=True) if len(of) < FEW_SEEDS}
+    if few:
+        every = f"each variant has {min(few.values())}"
+        same = len(few) == len(names) and len({*few.values()}) == 1
+        shown = every if same else "; ".join(f"{name} has {number}" for name, number in few.items())
+        result.append(
+            f"fewer than {FEW_SEEDS} seeds ({shown}). With one, intervals and tests tell these trained networks apart "
+            "and say nothing of training again; with two, intervals are very wide"
+        )
+    if len({tuple(of) for of in seeds}) > 1:
+        result.append("the variants were not repeated with the same seeds")
+    if split == "val":
+        result.append("the numbers are of the validation split, which also chose epochs and thresholds: they flatter")
+    if (number := int(units.max()) + 1) < FEW_UNITS:
+        kind = "groups of images" if number < len(units) else "images"
+        result.append(f"{number} {kind} are too few for intervals and tests to be trusted")
+    if split == "test" and (again := {run.folder.name: run.again for run in runs if run.again}):
+        shown = "; ".join(f"{name}: {', '.join(of)}" for name, of in again.items())
+        result.append(
+            f"the test split was looked at again after training ({shown}): what was chosen by it flatters. Known is "
+            "what lies in evaluations/, where the same evaluation counts once"
+        )
+    if len(codes := {*(run.code for run in runs)}) > 1:
+        result.append(f"the runs were made by different code: {', '.join(sorted(code or 'unknown' for code in codes))}")
+    return result

@@ -1,0 +1,126 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf, open_dict
+from PIL import Image
+
+from medvision import cli
+from medvision.compare import escaped, start
+from medvision.errors import MedvisionError
+
+
+def compare(*overrides):
+    """What `python -m medvision.compare` does in this process."""
+    configs = [cli.compose("compare", words) for words in cli.variants(list(overrides), "run")]
+    for cfg in configs:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    start(configs, None, list(overrides))
+
+
+def counts(seed, gain):
+    rng = np.random.default_rng(seed)
+    tp = (np.random.default_rng(9).uniform(300, 700, 15) + 1000 * gain + rng.normal(0, 10, 15)).astype(int)
+    return np.stack([tp, 0 * tp, 1000 - tp, 0 * tp + 500], -1)[:, None]
+
+
+@pytest.fixture
+def sweep(fake_run, tmp_path):
+    """A sweep of two blocks, two learning rates and two seeds; dense is better by 0.1."""
+    job = 0
+    for block in ("plain", "dense"):
+        for lr in (0.1, 0.2):
+            for seed in (1, 2, 3):
+                words = [f"model.block={block}", f"optimizer.lr={lr}", f"seed={seed}"]
+                config = OmegaConf.create({"seed": seed, "model": {"block": block}, "optimizer": {"lr": lr}})
+                fake_run(tmp_path / "sweep" / str(job), counts(job, 0.1 * (block == "dense")), words, config)
+                job += 1
+    return tmp_path / "sweep"
+
+
+def test_a_sweep_is_compared_and_written(sweep, capsys):
+    compare(f"run={sweep}", "resamples=500", "metric=[jaccard_image,dice]")
+    folder = sweep / "comparison"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "comparison.csv",
+        "comparison.json",
+        "comparison.tex",
+        "differences.png",
+        "ranks.png",
+    ]
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == "jaccard_image, tiny test: 15 images"
+    assert f"results: {folder / 'comparison.json'}" in shown
+    assert "jaccard_image: difference to model.block=plain, optimizer.lr=0.1, with p of three tests" in shown
+    assert "dice: main effects and interactions" in shown
+    stored = json.loads((folder / "comparison.json").read_text())
+    assert [v["name"] for v in stored["variants"]][3] == "model.block=dense, optimizer.lr=0.2"
+    assert len(stored["effects"]) == 2 * 3 and stored["effects"][0]["factors"] == ["model.block"]
+    with (folder / "comparison.csv").open() as handle:
+        rows = [*csv.DictReader(handle)]
+    assert len(rows) == 2 * 4 and rows[0]["difference"] == ""
+    for row, difference in zip(rows[1:4], stored["differences"], strict=False):
+        assert row["optimizer.lr"] in ("0.1", "0.2") and float(row["difference"]) == difference["value"]
+        assert row["difference_verdict"] == difference["verdict"]
+    assert [d["verdict"] for d in stored["differences"][:3]] == ["not shown", "better", "better"]
+    for name in ("ranks", "differences"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width > 600 and len(picture.convert("L").getcolors(256)) > 10
+    again = (folder / "comparison.json").read_bytes()
+    compare(f"run={sweep}", "resamples=500", "metric=[jaccard_image,dice]")  # what it wrote is no run
+    assert (folder / "comparison.json").read_bytes() == again
+
+
+def test_runs_by_name_with_a_baseline_and_a_folder(sweep, tmp_path, capsys):
+    names = ",".join(str(sweep / job) for job in ("0", "1", "6"))
+    compare(f"run={names}", "resamples=100", "baseline=6", f"output={tmp_path / 'o'}")
+    stored = json.loads((tmp_path / "o" / "comparison.json").read_text())
+    assert stored["baseline"] == "model.block=dense"  # the learning rate does not differ here
+    assert [len(v["runs"]) for v in stored["variants"]] == [2, 1]
+    assert stored["variants"][0]["runs"][1]["folder"] == str(sweep / "1")
+    assert "| model.block" in capsys.readouterr().out
+
+
+def test_the_table_for_a_paper(sweep, tmp_path):
+    compare(f"run={sweep}", "resamples=200", f"output={tmp_path}")
+    lines = (tmp_path / "comparison.tex").read_text().splitlines()
+    assert lines[0].startswith("% tiny, test: 15 images; seeds: 3; differences to model.block=plain")
+    assert lines[2:4] == [r"\begin{tabular}{lrlrlrr}", r"\toprule"] and lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    body = lines[4:-2]
+    rows = [line for line in body if " & " in line]
+    assert len(rows) == 5 and all(row.count("&") == 6 and row.endswith(r"\\") for row in rows)
+    assert sum(r"\textbf" in row for row in rows) == 1 and r"\multicolumn{7}{l}{jaccard\_image} \\" in body
+    best = next(row for row in rows if r"\textbf" in row)
+    assert best.startswith("model.block=dense") and r"$\pm$" in best and "$+0.1" in best
+
+
+def test_letters_that_latex_reads_otherwise():
+    assert escaped(r"a_b 50% {x} ~^ \d #1 $ &") == (
+        r"a\_b 50\% \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}d \#1 \$ \&"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "which runs"),
+        (["run=x", "split=train"], "split=train: expected test or val"),
+        (["run=x", "resamples=10"], "resamples=10: expected a number of 100 or more"),
+        (["run=nowhere"], "nowhere holds no finished run"),
+    ],
+)
+def test_refusals(words, message):
+    with pytest.raises(MedvisionError, match=message):
+        compare(*words)
+
+
+def test_without_a_test_split_validation_is_compared(fake_run, tmp_path, caplog):
+    for seed in (1, 2):
+        fake_run(tmp_path / str(seed), counts(seed, 0), [f"seed={seed}"], {"seed": seed}, split="val")
+    compare(f"run={tmp_path}", "resamples=100")
+    stored = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    assert stored["split"] == "val" and len(stored["variants"]) == 1
+    assert not (tmp_path / "comparison" / "differences.png").exists()
+    assert "validation split, which also chose" in caplog.text
