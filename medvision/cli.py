@@ -136,20 +136,22 @@ def _explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         choices = [name for name in error.options if not name.startswith("_")]  # parts of choices
         return f"{group}={option}: there is no such choice{_near(option, choices)}. Choices: {', '.join(choices)}"
-    parser, kept, unknown = OverridesParser.create(), list[str](), None
+    parser, kept, unknown, reason = OverridesParser.create(), list[str](), None, error
     for override in overrides:
         try:
             _compose(verb, [*kept, override])
             kept.append(override)
         except (HydraException, OmegaConfBaseException) as one:
             if "Could not override" in str(one) and unknown is None:
-                unknown = override
+                unknown, reason = override, one
     if unknown is None:
         return f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
     key = parser.parse_override(unknown).key_or_group
     config = OmegaConf.to_container(_compose(verb, kept))
     groups = [folder.name for folder in config_folder().iterdir() if folder.is_dir()]
-    near = _near(key, {*_keys(config), *groups})
+    if key in (known := {*_keys(config), *groups}):
+        return f"{unknown}: {str(reason.__cause__ or reason).splitlines()[0]}"
+    near = _near(key, known)
     return f"{unknown}: there is no option {key!r}{near}. To add it on purpose: +{unknown}"
 
 

@@ -319,15 +319,16 @@ def test_early_stopping_stops_and_stays_stopped(cli, tiny):
         (["callbacks.early_stopping.patience=-1"], ["patience"]),
         (["protocol=papr"], ["protocol=papr: expected one of clean, paper"]),
         (
-            ["protocol=paper", "data=phantom_melanoma", "model=resnet18"],
+            ["protocol=paper", "data=phantom_melanoma", "data.images={train:20,test:10}", "model=resnet18"],
             ["protocol=paper chooses by the Dice of masks"],
         ),
+        (["data.images={trian:20}"], ["data.images={trian:20}: ", "Key 'trian' is not in struct"]),
         (["task.threshold_by=dise"], ["task.threshold_by=dise: expected null or one of dice, jaccard"]),
         (["task.monitor=val/dise"], ["task.monitor=val/dise", "val/dice_image"]),
     ],
 )
 def test_refusals_are_one_message_before_training(cli, overrides, said, tmp_path):
-    small = [] if "data=isic2017" in overrides else ["data.images={train:4,val:2,test:2}"]
+    small = [] if any(word.startswith("data=") for word in overrides) else ["data.images={train:4,val:2,test:2}"]
     error = cli("train", "data.image_size=32", *small, *overrides, code=1, MEDVISION_RUNS=str(tmp_path)).stderr
     assert [words for words in said if words not in error] == []
     assert "Traceback" not in error
