@@ -1,7 +1,5 @@
 """`python -m medvision.compare run=<sweep>`: what differs between runs, and whether the difference can be believed."""
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli
 from medvision.errors import MedvisionError
-from medvision.files import writable_folder, write_json, write_text
+from medvision.files import as_csv, writable_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from medvision.comparison import Comparison, Difference
@@ -115,21 +113,21 @@ def show(found: "Comparison") -> None:
 
 def table(found: "Comparison") -> str:
     """A row for each metric and variant, as CSV."""
-    text = io.StringIO()
     factors = [*found.variants[0].levels]
     tested = {(d.metric, d.variant): d for d in found.differences}
     of_difference = ["value", "low", "high", "bootstrap", "bootstrap_holm", "permutation", "permutation_holm"]
     of_difference += ["wilcoxon", "wilcoxon_holm", "rank_biserial", "verdict"]
-    writer = csv.writer(text, lineterminator="\n")
     header = ["metric", "variant", *factors, "seeds", "mean", "std", "low", "high", "first"]
-    writer.writerow([*header, *("difference" if name == "value" else f"difference_{name}" for name in of_difference)])
+    rows: list[list[object]] = [
+        [*header, *("difference" if name == "value" else f"difference_{name}" for name in of_difference)]
+    ]
     for metric in found.metrics:
         for v in found.variants:
             e, d = v.estimates[metric], tested.get((metric, v.name))
             first: Sequence[float | None] = found.ranks[metric][v.name][:1] or [None]
             cells = [metric, v.name, *v.levels.values(), len(e.seeds), e.value, e.std, e.low, e.high, *first]
-            writer.writerow([*cells, *(None if d is None else getattr(d, name) for name in of_difference)])
-    return text.getvalue()
+            rows.append([*cells, *(None if d is None else getattr(d, name) for name in of_difference)])
+    return as_csv(rows)
 
 
 def latex(found: "Comparison") -> str:

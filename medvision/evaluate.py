@@ -38,8 +38,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
 
     views = TestTimeAugmentation(cfg.tta, cfg.tta_mean)  # refuses what it does not know
     place = RunFolder(Path(cfg.run).expanduser().resolve())
-    if place.config.exists():
-        require_finished(place)
+    require_finished(place)
     run = load_run(place.path, **given)
     split = cfg.split or run.data.reported_split
     data, name = run.data.dataset(split), _name(cfg, given, split)

@@ -1,12 +1,10 @@
 """A trained model measured on a split, summarised with a decision, which another split has chosen."""
 
-import csv
-import io
 import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from medvision import figures, label_figures
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.files import write_text
+from medvision.files import as_csv, write_text
 from medvision.label_figures import confusion
 from medvision.metrics import (
     BOUNDARY,
@@ -561,13 +559,6 @@ def step_times(
                     torch.accelerator.synchronize(device)
                 times.append(time.perf_counter() - begin)
     return [statistics.median(times[1:]) for times in seconds]
-
-
-def as_csv(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _known(intervals: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

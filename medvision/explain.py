@@ -44,8 +44,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     if unknown := [method for method in methods if method not in (*METHODS, "activation")]:
         raise MedvisionError(f"method={unknown[0]}: expected some of {', '.join(METHODS)}, activation")
     place = RunFolder(Path(str(cfg.run)).expanduser().resolve())
-    if place.config.exists():
-        require_finished(place)
+    require_finished(place)
     run = load_run(place.path)
     trained, spec = run.predicting(), run.data.spec
     task = trained.task.to(trained.device).float().eval()

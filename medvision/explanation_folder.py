@@ -1,7 +1,5 @@
 """A folder of explanations: arrays, overlays and a figure for each image, and a table of scores."""
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
 from medvision.explanation import Explanation, Target, channels, explain, row
 from medvision.figures import gallery, heated
-from medvision.files import replacing
+from medvision.files import as_csv, replacing
 from medvision.tasks import ClassificationTask, SegmentationTask
 from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
 
@@ -165,8 +163,5 @@ class Scores:
 
     def table(self) -> str:
         """The scores of each image as CSV."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", "class", "method", "layer", *SCORES])
-        writer.writerows([*words, *("" if v != v else v for v in values)] for *words, values in self.rows)
-        return text.getvalue()
+        rows = ([*words, *("" if v != v else v for v in values)] for *words, values in self.rows)
+        return as_csv([["file", "class", "method", "layer", *SCORES], *rows])

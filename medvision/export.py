@@ -39,8 +39,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     path = default if cfg.output is None else Path(str(cfg.output)).expanduser().resolve()
     if path.exists() and not cfg.overwrite:
         raise MedvisionError(f"{path} is already there; choose another output, or write over it with overwrite=true")
-    if place.config.exists():
-        require_finished(place)
+    require_finished(place)
     run = load_run(place.path)
     members = _images(run, cfg.input, path)
     members = [members[n * len(members) // cfg.images] for n in range(min(cfg.images, len(members)))]

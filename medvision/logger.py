@@ -1,16 +1,14 @@
 """The record of a training: one row for each logged number, in the run folder, right after any stop."""
 
 import csv
-import io
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from medvision.files import write_text
+from medvision.files import as_csv, write_text
 
 HEADER = ["epoch", "step", "metric", "value"]
 Row = tuple[int, int, str, float]
@@ -49,12 +47,12 @@ class HistoryLogger(Logger):
         epoch = int(metrics.get("epoch", 0)) + 1
         if self._resuming:
             kept = [row for row in read_history(self.path) if row[1] < step]
-            write_text(self.path, _csv([HEADER, *kept]))
+            write_text(self.path, as_csv([HEADER, *kept]))
             self._resuming = False
         rows = [[epoch, step, name, float(value)] for name, value in metrics.items() if name != "epoch"]
         new = [] if self.path.exists() else [HEADER]
         with self.path.open("a", newline="", encoding="utf-8") as handle:
-            handle.write(_csv([*new, *rows]))
+            handle.write(as_csv([*new, *rows]))
 
 
 def read_history(path: Path) -> list[Row]:
@@ -63,9 +61,3 @@ def read_history(path: Path) -> list[Row]:
         return []
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     return [(int(epoch), int(step), name, float(value)) for epoch, step, name, value in csv.reader(lines[1:])]
-
-
-def _csv(rows: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

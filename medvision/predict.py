@@ -53,7 +53,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     inputs = Inputs.find(str(cfg.input), output)
     places = [RunFolder(Path(str(config.run)).expanduser().resolve()) for config in configs]
     for place in places:
-        if place.config.exists() and cfg.threshold == "stored":
+        if cfg.threshold == "stored":
             require_finished(place)
     runs = [load_run(place.path) for place in places]
     sliding = None if size is None else SlidingWindow(size, cfg.overlap)

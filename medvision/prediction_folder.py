@@ -26,7 +26,7 @@ from medvision.data.source import Member, Source
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.figures import overlay
-from medvision.files import locked, read_json, replacing, writable_folder, write_json
+from medvision.files import as_csv, locked, read_json, replacing, writable_folder, write_json
 from medvision.metrics import decide
 from medvision.prediction import Predictor
 
@@ -210,7 +210,7 @@ class PredictionFolder:
         columns = zip(self.classes, thresholds, values, strict=True)
         self.rows[name] = [[str(v) for v in (name, label, at, *found)] for label, at, found in columns]
         with self.table.open("ab") as handle:
-            handle.write(_as_csv(self.rows[name]))
+            handle.write(_encoded(self.rows[name]))
 
     def _draw(self, name: str, image: Pixels, probability: NDArray[np.float32], masks: NDArray[np.bool_]) -> None:
         drawn: dict[str, Iterable[NDArray[Any]]] = {
@@ -291,7 +291,7 @@ class PredictionFolder:
     def _write_table(self) -> None:
         rows = [row for name in sorted(self.rows) for row in self.rows[name]]
         with replacing(self.table) as temporary:
-            temporary.write_bytes(_as_csv([self.header, *rows]))
+            temporary.write_bytes(_encoded([self.header, *rows]))
 
     def _remove(self) -> None:
         """Deletes an earlier prediction: what its settings and its table say that it wrote."""
@@ -378,7 +378,5 @@ def _measured(mask: NDArray[np.bool_]) -> list[float]:
     return [area, area / mask.size, cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1]
 
 
-def _as_csv(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")  # names of files need not be UTF-8
+def _encoded(rows: Iterable[Sequence[str]]) -> bytes:
+    return as_csv(rows).encode(errors="surrogateescape")  # names of files need not be UTF-8

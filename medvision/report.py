@@ -238,10 +238,10 @@ def precision_hint(precision: str) -> str | None:
 
 
 def require_finished(place: RunFolder) -> None:
-    """Refuses what needs a finished run.
+    """Refuses a run that is not finished; of a folder that holds none `load_run` says so.
 
     Raises:
         MedvisionError: If the run has no results yet.
     """
-    if not place.metrics.exists():
+    if place.config.exists() and not place.metrics.exists():
         raise MedvisionError(f"{place.path} is not finished; go on with python -m medvision.train resume={place.path}")

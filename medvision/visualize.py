@@ -57,8 +57,7 @@ def _images(cfg: DictConfig, place: "RunFolder", output: Path | None, choice: st
         raise MedvisionError(f"{choice}={number}: expected a number of images, 1 or more")
     if choice not in ("worst", "best") and cfg.metric is not None:
         raise MedvisionError(f"metric={cfg.metric} is for worst=, best= and curves=true; leave it out with {choice}=")
-    if place.config.exists():
-        require_finished(place)
+    require_finished(place)
     run = load_run(place.path)
     split = cfg.split or run.data.reported_split
     there = {sample.id: sample for sample in samples(run, split)}
