@@ -22,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
 
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+"""Which of the processes of a training this is; those above 0 are started by the first and say nothing."""
+
 Action = Callable[[Any, Path, list[str]], None]
 
 TRACEBACK = "traceback=true"
@@ -175,7 +178,7 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
     except MedvisionError as error:
         if with_traceback:
             raise
-        print(f"error: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
+        print(f"error{f' in process {RANK}' if RANK else ''}: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(1)
 
 
@@ -184,7 +187,7 @@ def _set_up_logging() -> None:
     handler = _Printing()
     handler.setFormatter(_Plain())
     logger = logging.getLogger("medvision")
-    logger.handlers, logger.propagate = [handler], True
+    logger.handlers, logger.propagate = [handler] if RANK == 0 else [], True
     logger.setLevel(logging.INFO)
     logging.getLogger().handlers = [logging.NullHandler()]
     logging.captureWarnings(True)

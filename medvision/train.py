@@ -2,7 +2,10 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli
 from medvision.errors import MedvisionError
-from medvision.files import locked, writable_folder, write_text
+from medvision.files import end_with_parent, locked, writable_folder, write_text
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
     from medvision.build import Run, Training
     from medvision.runs import RunFolder
 
@@ -84,6 +89,7 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
         run.load_weights(Path(cfg.ckpt_path))  # Lightning loads them again; here they are refused early
     training = run.training()
     run.check_monitor()
+    run.check_shares(training[0].world_size)
     run.data.prepare_data()
     return run, training
 
@@ -95,29 +101,62 @@ def execute(run: "Run", training: "Training") -> None:
     place = run.folder
     if place is None:
         raise MedvisionError("a run needs a folder")
+    if cli.RANK:
+        end_with_parent()
+        fit(run, training, place)
+        return
     with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
         else:
             _log_to(place.path / "train.log")
             log.info("run folder: %s", place.path)
-            _fit(run, training, place)
+            place.record_data(run.data)
+            place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
+            log.info("%s", run.describe())
+            fit(run, training, place)
+            place.record_end(training[1].seconds)
             finish(place)
         show(place, run)
 
 
-def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
-    place.record_data(run.data)
-    place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
-    trainer, lines = training
+def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
+    """The part of a training that each of its processes has.
+
+    Raises:
+        MedvisionError: If it is interrupted, or another of its processes has ended.
+    """
+    from torch import distributed
+
+    trainer, _ = training
+    sys.argv[1:] = [f"resume={_quoted(place.path)}"]  # with which Lightning starts the other processes
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)
-    log.info("%s", run.describe())
-    trainer.fit(run.task, datamodule=run.data, ckpt_path=path, weights_only=True)
+    try:
+        trainer.fit(run.task, datamodule=run.data, ckpt_path=path, weights_only=True)
+    except RuntimeError as error:
+        _blame(trainer, error)
+        raise
     if trainer.interrupted:
         raise MedvisionError(f"interrupted; go on with python -m medvision.train resume={place.path}")
-    place.record_end(lines.seconds)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # the first process measures alone
+
+
+def _blame(trainer: "Trainer", error: Exception) -> None:
+    """Names the process whose end has broken the connection of this one with it."""
+    for number, process in enumerate(getattr(trainer.strategy.launcher, "procs", []), 1):
+        with suppress(subprocess.TimeoutExpired):
+            if code := process.wait(2):
+                raise MedvisionError(
+                    f"process {number} of this training has ended with code {code}; if it gave a reason, that stands above"
+                ) from error
+
+
+def _quoted(path: Path) -> str:
+    """A path as the value of an override."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _differences(before: Sequence[str], after: Sequence[str]) -> list[str]:
