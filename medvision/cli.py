@@ -192,6 +192,7 @@ def _set_up_logging() -> None:
     logging.getLogger().handlers = [logging.NullHandler()]
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", r"It is recommended to use .self\.log")  # of numbers that are the same everywhere
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 

@@ -93,6 +93,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def trackers(self) -> Path:
+        """What wandb and mlflow call the run, where it is tracked by them."""
+        return self.path / "trackers.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that trains."""
         return self.path / ".lock"

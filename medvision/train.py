@@ -96,7 +96,9 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
 
 def execute(run: "Run", training: "Training") -> None:
     """Trains from the last checkpoint that is there, evaluates, and ends with a table."""
+    from medvision.logger import HistoryLogger
     from medvision.report import finish, show
+    from medvision.tracking import tracking
 
     place = run.folder
     if place is None:
@@ -114,9 +116,12 @@ def execute(run: "Run", training: "Training") -> None:
             place.record_data(run.data)
             place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
             log.info("%s", run.describe())
-            fit(run, training, place)
-            place.record_end(training[1].seconds)
-            finish(place)
+            trainer, lines = training
+            trackers = [logger for logger in trainer.loggers if not isinstance(logger, HistoryLogger)]
+            with tracking(trackers, place, _flat(OmegaConf.to_container(run.config))):
+                fit(run, training, place)
+                place.record_end(lines.seconds)
+                finish(place)
         show(place, run)
 
 

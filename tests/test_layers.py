@@ -15,7 +15,7 @@ ORDER = [
     {"tasks", "explanation", "trust"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
-    {"build"},
+    {"build", "tracking"},
     {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"cli"},
