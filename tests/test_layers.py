@@ -15,16 +15,21 @@ ORDER = [
     {"tasks", "explanation", "trust"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
-    {"build", "tracking"},
+    {"configs", "jobs", "gpus"},
+    {"build", "launchers", "tracking"},
     {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
+    {"evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
+    {"sweep"},
+    {"train"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
 KNOW_HYDRA = {
+    "configs",
     "build",
     "cli",
+    "sweep",
     "train",
     "evaluate",
     "predict",

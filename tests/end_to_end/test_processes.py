@@ -56,7 +56,7 @@ def test_one_of_them_killed_ends_both_and_the_run_can_go_on(cli, swept, victim):
     parent = psutil.Process(process.pid)
 
     def second():
-        return [p for p in parent.children() if f"resume='{folder}'" in p.cmdline()]
+        return [p for p in parent.children() if f"resume={folder}" in p.cmdline()]
 
     wait_for(lambda: len(lines(folder / "metrics.csv")) > 20 or process.poll() is not None)
     (other,) = second()
