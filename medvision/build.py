@@ -12,9 +12,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
@@ -108,7 +108,10 @@ class Run:
             "trainer",
             callbacks=[*callbacks, Thaw(), lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
-            plugins=[PlainCheckpointIO(), LightningEnvironment()],  # it starts its processes itself, in a job of Slurm too
+            plugins=[
+                PlainCheckpointIO(),
+                LightningEnvironment(),
+            ],  # it starts its processes itself, in a job of Slurm too
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )

@@ -155,7 +155,7 @@ class Task(pl.LightningModule):
         if "of_train" in self.measures:
             self._measure("train").update(self.activate(outputs.detach()), batch["target"])
         if self._logs_step():  # `log` takes a millisecond, on other steps for nothing
-            numbers = {"train/loss_step": loss, "lr": self._rate()}
+            numbers: dict[str, Tensor | float] = {"train/loss_step": loss, "lr": self._rate()}
             self.log_dict(numbers, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
@@ -166,7 +166,9 @@ class Task(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Gives each process the buffers of the first, as statistics of batch norms: all measure one network."""
         if isinstance(network := self.trainer.model, DistributedDataParallel):
-            network.broadcast_buffers = False  # at each forward, of which processes with unequal shares have unequally many
+            network.broadcast_buffers = (
+                False  # at each forward, of which processes with unequal shares have unequally many
+            )
             for buffer in network.buffers():
                 torch.distributed.broadcast(buffer, 0)
 

@@ -9,6 +9,7 @@ import logging
 import netrc
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def wandb(save_dir: str, project: str, offline: bool | None = None, **options: A
         offline = "WANDB_MODE" not in os.environ and not _has_key()
     folder = RunFolder(Path(save_dir))
     sweep, job, tags = _sweep()
-    about = {
+    about: dict[str, Any] = {
         "id": _known(folder).get("wandb") or secrets.token_hex(4),
         "name": f"{sweep}/{job}" if sweep else folder.path.name,
         "group": sweep,
@@ -62,7 +63,11 @@ def mlflow(save_dir: str, experiment_name: str, tracking_uri: str) -> MLFlowLogg
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = RunFolder(Path(save_dir))
     sweep, job, tags = _sweep()
-    about = {"folder": str(folder.path)} | ({"sweep": sweep, "job": job} if sweep else {}) | ({"tags": ",".join(tags)} if tags else {})
+    about = (
+        {"folder": str(folder.path)}
+        | ({"sweep": sweep, "job": job} if sweep else {})
+        | ({"tags": ",".join(tags)} if tags else {})
+    )
     try:
         return MLFlowLogger(
             experiment_name=experiment_name,
@@ -87,7 +92,9 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
     known = _known(folder)
     for logger in loggers:
         if isinstance(logger, MLFlowLogger):
-            with locked(folder.path.parent / ".mlflow.lock"):  # jobs that begin at once would all make its tables
+            with locked(
+                Path(tempfile.gettempdir()) / f"medvision-mlflow-{os.getuid()}.lock"
+            ):  # jobs that begin at once would all make its tables
                 _ = logger.experiment
             if logger.run_id == known.get("mlflow"):  # its config cannot be told twice
                 logger.experiment.update_run(logger.run_id, "RUNNING")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from medvision import cli, sweep
 from medvision.configs import changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
-from medvision.files import end_with_parent, locked
+from medvision.files import end_with_parent, locked, read_json
 from medvision.jobs import quoted
 from medvision.runs import RunFolder
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from medvision.build import Run, Training
 
+SAME = "same"
 log = logging.getLogger("medvision.train")  # __name__ is __main__ here
 
 
@@ -31,6 +33,11 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     if cfg.resume is not None:
         resume(Path(cfg.resume), overrides)
         return
+    if cfg.repeat is not None:
+        repeat(Path(cfg.repeat), folder, overrides, cfg.check)
+        return
+    if cfg.check:
+        raise MedvisionError("check=true goes with repeat=<folder>, of which it says what has changed since")
     made = not folder.exists()
     place = prepare(cfg, folder, overrides)
     try:
@@ -49,7 +56,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
     """
     place = RunFolder(folder.expanduser().resolve())
     load_config(place)
-    stored = [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
+    stored = _typed(place)
     typed = [o for o in overrides if not o.startswith(("resume=", "hydra.")) and o != cli.TRACEBACK]
     if typed and (changed := changes(_composed(stored), _composed([*stored, *typed]))):
         raise MedvisionError(
@@ -59,6 +66,91 @@ def resume(folder: Path, overrides: list[str]) -> None:
             f"ckpt_path={place.last} and the new values"
         )
     execute(*_begun(place))
+
+
+def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None:
+    """Says what has changed since a run, trains it again in a new folder, and compares the two bit for bit.
+
+    Args:
+        folder: The finished run.
+        again: The new folder; where none was typed, the name of the run is put before its time.
+        overrides: As typed.
+        check: Whether to stop before the training.
+
+    Raises:
+        MedvisionError: If there is no finished run, other values were asked for, or nothing has changed that is known
+            to matter, and the results still differ.
+    """
+    from medvision.report import print_rows, require_finished
+
+    place = RunFolder(folder.expanduser().resolve())
+    cfg = load_config(place)
+    require_finished(place)
+    ours = ("repeat=", "check=", "hydra.")
+    if typed := [o for o in overrides if not o.startswith(ours) and o != cli.TRACEBACK]:
+        raise MedvisionError(f"repeat={folder} has the config of that run; leave out {' '.join(typed)}")
+    if not any(o.startswith("hydra.run.dir=") for o in overrides):
+        again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    new = prepare(cfg, again, _typed(place))
+    try:
+        begun = _begun(new)
+        changed = _changed_since(place, begun[0])
+        exact = begun[1][0].strategy.root_device.type == "cpu" or bool(cfg.trainer.deterministic)
+    except BaseException:
+        shutil.rmtree(new.path)
+        raise
+    if not exact:
+        changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
+    for text in changed:
+        log.info("%s", text)
+    log.info("%s", "it may come out differently" if changed else "nothing has changed: it will be the same run")
+    if check:
+        shutil.rmtree(new.path)
+        return
+    execute(*begun)
+    rows = _compared(place, new)
+    print_rows(f"{place.path}\n{new.path}", ["file", "bit for bit"], rows, words=(0, 1))
+    if not changed and (differing := [name for name, answer in rows if answer != SAME]):
+        raise MedvisionError(
+            f"code, versions, machine and data are as they were, but {', '.join(differing)} came out differently: this "
+            "training does not repeat itself, or depends on what is not recorded"
+        )
+
+
+def _changed_since(place: RunFolder, run: "Run") -> list[str]:
+    """What has changed since a run that can move its numbers."""
+    from medvision.provenance import differences, environment
+    from medvision.runs import facts
+
+    then = read_json(place.environment)
+    found = differences(then, environment(run.config.seed))
+    found += [f"when it was resumed: {text}" for start in then["starts"] for text in start.get("changed", [])]
+    before, now = read_json(place.splits), facts(run.data)
+    for name in sorted(before.keys() | now.keys()):
+        if (old := before.get(name)) != (new := now.get(name)):
+            of_ids = name not in ("fingerprint", "mean", "std")
+            said = f"{len({*(old or ())} ^ {*(new or ())})} images differ" if of_ids else f"{old} -> {new}"
+            found.append(f"data, {name}: {said}")
+    return found
+
+
+def _compared(place: RunFolder, new: RunFolder) -> list[tuple[str, str]]:
+    """Each file of results of a run, and how that of another differs."""
+    from medvision.provenance import compare_values, compare_weights
+
+    rows = []
+    values = (place.metrics, place.results("val"), place.results("test"), place.history)
+    for path in (place.best, place.last, place.paper, *values):
+        if path.exists():
+            compare = compare_values if path in values else compare_weights
+            other = new.path / path.relative_to(place.path)
+            rows.append((path.name, (compare(path, other) or SAME) if other.exists() else "missing"))
+    return rows
+
+
+def _typed(place: RunFolder) -> list[str]:
+    """What was typed for a run."""
+    return [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
 
 
 def _begun(place: RunFolder) -> "tuple[Run, Training]":
@@ -147,7 +239,7 @@ def _blame(trainer: "Trainer", error: Exception) -> None:
         with suppress(subprocess.TimeoutExpired):
             if code := process.wait(2):
                 raise MedvisionError(
-                    f"process {number} of this training has ended with code {code}; if it gave a reason, that stands above"
+                    f"process {number} of this training has ended with code {code}; its reason, if any, stands above"
                 ) from error
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
+    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
     {"figures", "label_figures", "postprocess"},
     {"decision"},
     {"tasks", "explanation", "trust"},

@@ -14,7 +14,13 @@ from medvision.runs import RunFolder
 pytestmark = pytest.mark.filterwarnings("ignore")
 MASKS = ["model=unet_plain", "model.width=4", "model.depth=2", "data.images={train:16,val:5,test:3}"]
 LABELS = ["data=phantom_insects", "model=classifier", "model.name=resnet10t", "data.images={train:16,val:5}"]
-SMALL = ["data.image_size=32", "data.num_workers=0", "trainer.accelerator=cpu", "trainer.max_epochs=2", "scheduler=none"]
+SMALL = [
+    "data.image_size=32",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "scheduler=none",
+]
 EXACT = ["loss=bce", "model.norm=instance", "augment=none", "optimizer=sgd", "optimizer.lr=0.1"]
 
 
@@ -103,4 +109,3 @@ def test_what_processes_cannot_share_is_refused(overrides, message):
     run = build(cli.compose("train", [*SMALL, *MASKS, *overrides, "trainer=ddp"]))
     with pytest.raises(MedvisionError, match=message):
         run.check_shares(2)
-

@@ -37,16 +37,18 @@ def lines(path):
 
 
 def test_jobs_of_a_sweep_train_by_two_processes(cli, swept):
-    folder, printed = swept
+    folder, _ = swept
     for job in ("0", "1"):
-        epochs = re.findall(r"^\S+ \S+ INFO medvision.callbacks: epoch (\d)/3", (folder / job / "train.log").read_text(), re.M)
+        epochs = re.findall(
+            r"^\S+ \S+ INFO medvision.callbacks: epoch (\d)/3", (folder / job / "train.log").read_text(), re.M
+        )
         assert epochs == ["1", "2", "3"]  # by the first process alone
         history = list(csv.DictReader((folder / job / "metrics.csv").open()))
         assert [row["epoch"] for row in history if row["metric"] == "val/dice"] == ["1", "2", "3"]
         assert [int(row["step"]) for row in history if row["metric"] == "train/loss_step"] == list(range(12))
         assert len(lines(folder / job / "results_val.csv")) == 6 and len(lines(folder / job / "results_test.csv")) == 4
     assert sorted(path.name for path in folder.iterdir() if (path / "checkpoints").exists()) == ["0", "1"]
-    assert not [path for path in (cli.root / "runs").glob("*unet_plain*")]
+    assert not list((cli.root / "runs").glob("*unet_plain*"))
 
 
 @pytest.mark.parametrize("victim", ["first", "second"])
