@@ -131,13 +131,17 @@ def compare_weights(one: Path, other: Path) -> str | None:
     if tensors[0].keys() != tensors[1].keys():
         return f"{len(tensors[0].keys() ^ tensors[1].keys())} tensors are only in one"
     pairs = [(value, tensors[1][name]) for name, value in tensors[0].items()]
-    if any(a.shape != b.shape for a, b in pairs):
-        return "tensors have other shapes"
-    differing = [(a, b) for a, b in pairs if a.numpy().tobytes() != b.numpy().tobytes()]
+    if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+        return "tensors have other shapes or types"
+    differing = [(a, b) for a, b in pairs if not torch.equal(_bits(a), _bits(b))]
     if not differing:
         return None
     largest = max(float((a.double() - b.double()).abs().max()) for a, b in differing)
     return f"{len(differing)} of {len(pairs)} tensors differ, by up to {largest:.3g}"
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
 
 
 def compare_values(one: Path, other: Path) -> str | None:

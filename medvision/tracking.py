@@ -38,10 +38,10 @@ def wandb(save_dir: str, project: str, offline: bool | None = None, **options: A
     if offline is None:
         offline = "WANDB_MODE" not in os.environ and not _has_key()
     folder = RunFolder(Path(save_dir))
-    sweep, job, tags = _sweep()
+    name, sweep, _, tags = _job(folder)
     about: dict[str, Any] = {
         "id": _known(folder).get("wandb") or secrets.token_hex(4),
-        "name": f"{sweep}/{job}" if sweep else folder.path.name,
+        "name": name,
         "group": sweep,
         "job_type": "train",
         "tags": [tag[:64] for tag in tags] or None,  # longer ones are refused
@@ -62,18 +62,14 @@ def mlflow(save_dir: str, experiment_name: str, tracking_uri: str) -> MLFlowLogg
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = RunFolder(Path(save_dir))
-    sweep, job, tags = _sweep()
-    about = (
-        {"folder": str(folder.path)}
-        | ({"sweep": sweep, "job": job} if sweep else {})
-        | ({"tags": ",".join(tags)} if tags else {})
-    )
+    name, sweep, job, words = _job(folder)
+    about = {"folder": str(folder.path), "sweep": sweep, "job": job, "tags": ", ".join(words)}
     try:
         return MLFlowLogger(
             experiment_name=experiment_name,
             tracking_uri=tracking_uri,
-            run_name=f"{sweep}/{job}" if sweep else folder.path.name,
-            tags=about,
+            run_name=name,
+            tags={key: value for key, value in about.items() if value},
             run_id=_known(folder).get("mlflow"),
         )
     except ModuleNotFoundError as error:
@@ -133,11 +129,12 @@ def _known(folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-def _sweep() -> tuple[str | None, str | None, list[str]]:
-    """Name of the sweep, number of the job, and what was chosen for it."""
+def _job(folder: RunFolder) -> tuple[str, str | None, str | None, list[str]]:
+    """Name of the run, of its sweep, number of the job, and what was chosen for it."""
+    sweep, job = os.environ.get("MEDVISION_SWEEP"), os.environ.get("MEDVISION_JOB")
     words = os.environ.get("MEDVISION_TAGS", "")
     tags = json.loads(words) if words.startswith("[") else [word for word in words.split(",") if word]
-    return os.environ.get("MEDVISION_SWEEP"), os.environ.get("MEDVISION_JOB"), tags
+    return f"{sweep}/{job}" if sweep else folder.path.name, sweep, job, tags
 
 
 def _has_key() -> bool:

@@ -218,7 +218,8 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     from torch import distributed
 
     trainer, _ = training
-    sys.argv[1:] = [f"resume={quoted(place.path)}"]  # with which Lightning starts the other processes
+    if trainer.world_size > 1:
+        sys.argv[1:] = [f"resume={quoted(place.path)}"]  # with which Lightning starts the other processes
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)
