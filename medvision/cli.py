@@ -25,6 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
 
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+"""Which of the processes of a training this is; those above 0 are started by the first and say nothing."""
+
 Action = Callable[[Any, Path, list[str]], None]
 Sweep = Callable[[list[list[str]], list[DictConfig], list[str]], None]
 
@@ -221,7 +224,7 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
     except MedvisionError as error:
         if with_traceback:
             raise
-        print(f"error: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
+        print(f"error{f' in process {RANK}' if RANK else ''}: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(1)
 
 
@@ -230,11 +233,12 @@ def _set_up_logging() -> None:
     handler = _Printing()
     handler.setFormatter(_Plain())
     logger = logging.getLogger("medvision")
-    logger.handlers, logger.propagate = [handler], True
+    logger.handlers, logger.propagate = [handler] if RANK == 0 else [], True
     logger.setLevel(logging.INFO)
     logging.getLogger().handlers = [logging.NullHandler()]
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", r"It is recommended to use .self\.log")  # of numbers that are the same everywhere
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 
