@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,12 +17,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
+from medvision import cli
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.evaluation import LabelEvaluation, MaskEvaluation
@@ -462,6 +465,27 @@ def fake_run() -> Callable[..., Path]:
     Results are counts (N, K, 4) of masks or probabilities (N, K) of labels, whose truth alternates.
     """
     return _fake_run
+
+
+@pytest.fixture(scope="session")
+def jobs_of() -> Callable[..., list[list[str]]]:
+    """`jobs_of("dsb2018_loss", "+scale=smoke")`: the overrides of each job of an experiment."""
+
+    def expand(name: str, *words: str) -> list[list[str]]:
+        typed = [f"experiment={name}", *words]
+        cfg = cli.compose("train", typed)
+        if not str(cfg.hydra.mode).endswith("MULTIRUN"):
+            return [typed]
+        swept = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in cfg.hydra.sweeper.params.items()])
+        values = [
+            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [str(one.input_line)]
+            for one in swept
+        ]
+        return [[*typed, *job] for job in itertools.product(*values)]
+
+    return expand
 
 
 @pytest.fixture

@@ -52,8 +52,9 @@ class Phantoms:
     """
 
     def __init__(self, spec: DataSpec, drawing: Drawing | None, images: int | Mapping[str, int] | None, seed: int):
+        real = spec.name.removeprefix(f"{PREFIX}_")
         if drawing is None:
-            raise MedvisionError(f"data.phantom=true: nothing draws in the layout of {spec.name}; leave it out")
+            raise MedvisionError(f"data.phantom=true: nothing draws in the layout of {real}; leave it out")
         if images is None:
             raise MedvisionError("data.phantom=true: how many images? data.images=<number>")
         if not spec.name.startswith(PREFIX) or spec.challenge is not None:
