@@ -2,7 +2,6 @@
 
 import ctypes
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
@@ -476,14 +474,7 @@ def jobs_of() -> Callable[..., list[list[str]]]:
         cfg = cli.compose("train", typed)
         if not str(cfg.hydra.mode).endswith("MULTIRUN"):
             return [typed]
-        swept = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in cfg.hydra.sweeper.params.items()])
-        values = [
-            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-            if one.is_sweep_override()
-            else [str(one.input_line)]
-            for one in swept
-        ]
-        return [[*typed, *job] for job in itertools.product(*values)]
+        return cli.expand(typed, cfg.hydra.sweeper.params)
 
     return expand
 

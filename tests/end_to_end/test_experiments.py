@@ -60,12 +60,13 @@ def test_an_experiment_at_the_small_scale(name, jobs_of, places, same_logging, c
 
 def test_an_experiment_as_it_is_typed(cli, jobs_of):
     folder = cli.root / "sweep"
-    cli("train", f"experiment={TYPED}", "+scale=smoke", f"hydra.sweep.dir={folder}")
+    done = cli("train", f"experiment={TYPED}", "+scale=smoke", f"hydra.sweep.dir={folder}")
     runs = sorted(config.parents[1] for config in folder.rglob(".hydra/config.yaml"))
     assert len(runs) == len(jobs_of(TYPED, "+scale=smoke")) == 2
     for run, model in zip(runs, ("SMP", "UNetV2"), strict=True):
         cfg = OmegaConf.load(run / ".hydra/config.yaml")
         assert cfg.model._target_ == f"medvision.models.{model}" and cfg.data.spec.name == "phantom_isic2017"
         assert json.loads((run / "metrics.json").read_text())["epoch"] == 1
-    done = cli("compare", f"run={folder}", "resamples=100")
-    assert "model=unetv2" in done.stdout and "phantom_isic2017" in done.stdout
+    assert "jaccard_image, phantom_isic2017 test: 8 images" in done.stdout
+    variants = json.loads((folder / "comparison" / "comparison.json").read_text())["variants"]
+    assert len(variants) == 2 and "unetv2" in str(variants)
