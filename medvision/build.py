@@ -30,6 +30,7 @@ from medvision.prediction import Trained
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
+from medvision.tta import TestTimeAugmentation
 
 PROTOCOLS = ("clean", "paper")
 Training = tuple[pl.Trainer, EpochLines]
@@ -287,6 +288,7 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
     if cfg.get("cleaning") == "validation" and data.spec.target == "label":
         raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
+    task.tta = TestTimeAugmentation(cfg.get("tta", "none"))  # an older run has none
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)

@@ -57,7 +57,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
             require_finished(place)
     runs = [load_run(place.path) for place in places]
     sliding = None if size is None else SlidingWindow(size, cfg.overlap)
-    predictor = Predictor([run.predicting() for run in runs], cfg.tta, sliding)
+    predictor = Predictor([run.predicting() for run in runs], None if cfg.tta == "stored" else cfg.tta, sliding)
     folder = PredictionFolder(
         output,
         predictor.target,
@@ -66,7 +66,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         bool(cfg.probabilities) and predictor.target == "mask",
         runs=[_identity(place, run) for place, run in zip(places, runs, strict=True)],
         input=str(inputs.root),
-        tta=cfg.tta,
+        tta=predictor.tta,
         window=None if size is None else list(size),
         overlap=None if size is None else cfg.overlap,
     )
