@@ -194,9 +194,9 @@ def test_tags_of_a_job(tmp_path, monkeypatch, words, tags):
     assert wandb(str(tmp_path), "medvision", True)._wandb_init["tags"] == tags
 
 
-def test_without_a_sweep_a_run_is_called_by_its_folder(tmp_path, monkeypatch):
+def test_without_a_sweep_a_run_is_called_by_its_folder(places, tracked, tmp_path, monkeypatch):
     monkeypatch.delenv("MEDVISION_SWEEP", raising=False)
-    found = mlflow(str(tmp_path / "mine"), "medvision", f"sqlite:///{tmp_path}/mlflow.db")
+    found = mlflow(str(tmp_path / "mine"), "medvision", f"sqlite:///{places / 'runs' / 'mlflow.db'}")
     assert (found._run_name, found.tags["folder"]) == ("mine", str(tmp_path / "mine"))
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert RunFolder(tmp_path).trackers.name == "trackers.json"
