@@ -219,11 +219,7 @@ def _jobs(folder: Path, planned: dict[int, Planned]) -> list[Job]:
                 {
                     "MEDVISION_SWEEP": folder.name,
                     "MEDVISION_JOB": str(n),
-                    "MEDVISION_TAGS": ",".join(words),
-                    "WANDB_RUN_GROUP": folder.name,
-                    "WANDB_JOB_TYPE": "sweep",
-                    "WANDB_NAME": f"{folder.name}/{n}",
-                    "WANDB_TAGS": ",".join(words),
+                    "MEDVISION_TAGS": json.dumps(words),
                 },
             )
         )

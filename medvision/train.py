@@ -30,6 +30,8 @@ log = logging.getLogger("medvision.train")  # __name__ is __main__ here
 
 def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     """Trains a new run in `folder`, or goes on with the one that `resume` names."""
+    if cli.RANK:
+        end_with_parent()
     if cfg.resume is not None:
         resume(Path(cfg.resume), overrides)
         return
@@ -188,7 +190,6 @@ def execute(run: "Run", training: "Training") -> None:
     if place is None:
         raise MedvisionError("a run needs a folder")
     if cli.RANK:
-        end_with_parent()
         fit(run, training, place)
         return
     with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):

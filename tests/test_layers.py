@@ -98,6 +98,7 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain"],
             ["torch", "pytorch_lightning", "cv2", "matplotlib"],
         ),
+        (["comparison", "variants", "report", "tracking"], ["wandb", "mlflow", "tensorboard"]),
     ],
 )
 def test_importing_leaves_out(modules, unwanted):
