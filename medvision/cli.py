@@ -16,6 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -33,7 +34,7 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def main(verb: str, action: Action, several: str | None = None) -> None:
+def main(verb: str, action: Action, several: str | None = None, space: bool = False) -> None:
     """Runs a verb.
 
     Args:
@@ -41,16 +42,20 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
         action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed,
             `--config-dir` as Hydra's override `hydra.searchpath`.
         several: A group of which a list of choices may be typed; `action` is then called with a list of configs.
+        space: Whether choices, ranges and intervals may be typed, which the config is composed without.
     """
     arguments = get_args_parser().parse_args()
     with _refusals(TRACEBACK in arguments.overrides):
         _set_up_logging()
+        spread = [o for o in arguments.overrides if space and parsed(o).is_sweep_override()]
+        sys.argv = [word for word in sys.argv if word not in spread]  # Hydra reads them
         ours = {"overrides", "config_dir", "run", "experimental_rerun"}
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
         typed = [*arguments.overrides, *_searchpath(arguments.config_dir)]
-        configs = [compose(verb, overrides) for overrides in variants(typed, several)]
+        fixed = [override for override in typed if override not in spread]
+        configs = [compose(verb, overrides) for overrides in variants(fixed, several)]
         cfg = configs[0]
         if str(cfg.hydra.mode).endswith("MULTIRUN"):
             _hand_to_hydra(verb, arguments.overrides)
@@ -60,6 +65,19 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
             with open_dict(config):
                 del config["hydra"]
         action(configs if several else cfg, folder, typed)
+
+
+def parsed(override: str) -> Override:
+    """An override as Hydra reads it.
+
+    Raises:
+        MedvisionError: If it is none.
+    """
+    try:
+        result: Override = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise MedvisionError(f"{override}: {error}") from error
+    return result
 
 
 def variants(overrides: list[str], group: str | None) -> list[list[str]]:

@@ -98,10 +98,17 @@ def execute(run: "Run", training: "Training") -> None:
     with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
+        elif place.pruned.exists():
+            raise MedvisionError(
+                f"{place.path} is a trial that its search stopped early ({place.pruned.name} tells why), and is not gone "
+                "on with; its values can be typed for a new run"
+            )
         else:
             _log_to(place.path / "train.log")
             log.info("run folder: %s", place.path)
             _fit(run, training, place)
+            if place.pruned.exists():
+                return
             finish(place)
         show(place, run)
 
