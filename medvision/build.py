@@ -1,7 +1,6 @@
-"""From a config to plain objects: the one room that knows Hydra and OmegaConf besides the entry points."""
+"""From a config to plain objects: besides `configs` and the entry points the one room that knows OmegaConf."""
 
 import ctypes
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
+from medvision.configs import load_config
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.files import read_json, write_text
+from medvision.files import read_json
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
@@ -330,42 +330,6 @@ def load_run(folder: Path | str, **task: Any) -> Run:
     run.best = checkpoint["callbacks"]["Checkpoint"]
     run.task.eval()
     return run
-
-
-def load_config(folder: RunFolder) -> DictConfig:
-    """The config of a run folder.
-
-    Raises:
-        MedvisionError: If there is none.
-    """
-    if not folder.config.exists():
-        raise MedvisionError(f"{folder.path} holds no run ({folder.config.relative_to(folder.path)} is missing)")
-    cfg = OmegaConf.load(folder.config)
-    if not isinstance(cfg, DictConfig):
-        raise MedvisionError(f"{folder.config} is not a config of a run")
-    return cfg
-
-
-def save_config(cfg: DictConfig, folder: RunFolder) -> None:
-    """Writes the resolved config; `paths` and what refers to it stay references, so that a folder can move.
-
-    Each path becomes its environment variable with the present place as the default.
-    """
-    raw, resolved = OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)
-    portable = _merge(raw, resolved)
-    for name, place in cfg.paths.items():
-        text = str(Path(place).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        portable["paths"][name] = f"${{oc.env:MEDVISION_{str(name).upper()},'{text}'}}"
-    folder.config.parent.mkdir(parents=True, exist_ok=True)
-    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(portable)))
-
-
-def _merge(raw: Any, resolved: Any) -> Any:
-    if isinstance(raw, dict):
-        return {key: _merge(value, resolved[key]) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_merge(value, resolved[i]) for i, value in enumerate(raw)]
-    return raw if isinstance(raw, str) and re.search(r"\$\{paths\.", raw) else resolved
 
 
 def _make(cfg: DictConfig, part: str, **objects: Any) -> Any:

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
-from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from medvision.data import ImageDataModule
 
 PACKAGES = [
     "medvision",
@@ -137,7 +138,7 @@ class RunFolder:
             )
         return self.best
 
-    def record_data(self, data: ImageDataModule) -> None:
+    def record_data(self, data: "ImageDataModule") -> None:
         """Writes the split; on a run that has one, checks that the data is still the same.
 
         Raises:
@@ -183,6 +184,8 @@ def peak_memory() -> int:
 
 def environment(seed: int) -> dict[str, Any]:
     """Versions, git state, hardware and seed."""
+    import torch
+
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

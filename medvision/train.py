@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli
+from medvision.configs import changes, load_config, prepare, save_config
 from medvision.errors import MedvisionError
-from medvision.files import locked, writable_folder, write_text
+from medvision.files import locked
+from medvision.runs import RunFolder
 
 if TYPE_CHECKING:
     from medvision.build import Run, Training
-    from medvision.runs import RunFolder
 
 log = logging.getLogger("medvision.train")  # __name__ is __main__ here
 
@@ -24,60 +25,44 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     if cfg.resume is not None:
         resume(Path(cfg.resume), overrides)
         return
-    from medvision.runs import RunFolder
-
-    if cfg.ckpt_path is not None:
-        cfg.ckpt_path = str(Path(cfg.ckpt_path).expanduser().resolve())
-    place = RunFolder(folder.resolve())
-    if place.config.exists():
-        raise MedvisionError(
-            f"{place.path} already holds a run; go on with it by resume={folder}, or choose another hydra.run.dir"
-        )
-    made = not place.path.exists()
-    writable_folder(place.path, "hydra.run.dir=<folder> or MEDVISION_RUNS")
+    made = not folder.exists()
+    place = prepare(cfg, folder, overrides)
     try:
-        prepared = _prepared(cfg, place)
-        from medvision.build import save_config
-
-        if "positive_weights" in cfg.loss:
-            cfg.loss.positive_weights = prepared[0].config.loss.positive_weights  # what was `auto`, as numbers
-        cfg.data.exclude = sorted(prepared[0].data.exclude)  # what a file listed, by name
-        save_config(cfg, place)
-        write_text(place.overrides, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        begun = _begun(place)
     except BaseException:
-        if made:
-            shutil.rmtree(place.path, ignore_errors=True)  # refused: as if nothing had been asked
+        shutil.rmtree(place.path if made else place.config.parent)  # refused: as if nothing had been asked
         raise
-    execute(*prepared)
+    execute(*begun)
 
 
 def resume(folder: Path, overrides: list[str]) -> None:
-    """Goes on with a run after any stop; a finished one is shown again.
+    """Begins a prepared run, or goes on with one after any stop; a finished one is shown again.
 
     Raises:
         MedvisionError: If the folder holds no run, or the config is to be changed.
     """
-    from medvision.build import load_config
-    from medvision.runs import RunFolder
-
     place = RunFolder(folder.expanduser().resolve())
-    cfg = load_config(place)
+    load_config(place)
     stored = [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
     typed = [o for o in overrides if not o.startswith(("resume=", "hydra.")) and o != cli.TRACEBACK]
-    if typed and (changes := _differences(stored, [*stored, *typed])):
+    if typed and (changed := changes(_composed(stored), _composed([*stored, *typed]))):
         raise MedvisionError(
             f"resume={folder} goes on with the config of that run, but other values were asked for:\n  "
-            + "\n  ".join(changes)
+            + "\n  ".join(changed)
             + "\nLeave them out; or start a new run from its weights and optimizer with "
             f"ckpt_path={place.last} and the new values"
         )
-    execute(*_prepared(cfg, place))
+    execute(*_begun(place))
 
 
-def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
-    """Everything that can be refused, before any long work; the last of it is decoding the images."""
+def _begun(place: RunFolder) -> "tuple[Run, Training]":
+    """Everything that can be refused, before any long work; the last of it is decoding the images.
+
+    What the config left to the data, as which files a list excludes, is then part of it.
+    """
     from medvision.build import build
 
+    cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())
     run.folder = place
     if cfg.ckpt_path is not None and not place.last.exists():
@@ -85,6 +70,12 @@ def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
     training = run.training()
     run.check_monitor()
     run.data.prepare_data()
+    before = cfg.copy()
+    if "positive_weights" in cfg.loss:
+        cfg.loss.positive_weights = run.config.loss.positive_weights  # what was `auto`, as numbers
+    cfg.data.exclude = sorted(run.data.exclude)  # what a file listed, by name
+    if cfg != before:
+        save_config(cfg, place)
     return run, training
 
 
@@ -127,22 +118,8 @@ def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     place.record_end(lines.seconds)
 
 
-def _differences(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Values that differ between two compositions, as `key: old -> new`."""
-    old, new = (_flat(OmegaConf.to_container(_composed(overrides))) for overrides in (before, after))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
-
-
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    cfg = cli.compose("train", overrides)
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "resume", "traceback")])
-
-
-def _flat(node: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+def _composed(overrides: Sequence[str]) -> object:
+    return OmegaConf.to_container(cli.compose("train", overrides))
 
 
 def _log_to(path: Path) -> None:

@@ -15,7 +15,8 @@ ORDER = [
     {"tasks", "explanation", "trust"},
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
-    {"build"},
+    {"configs", "jobs"},
+    {"build", "launchers"},
     {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"cli"},
@@ -23,6 +24,7 @@ ORDER = [
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
 KNOW_HYDRA = {
+    "configs",
     "build",
     "cli",
     "train",
