@@ -263,7 +263,7 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     if cfg.get("protocol") == "paper" and data.spec.target == "label":
         raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
     if cfg.get("protocol") == "paper" and not cfg.get("test", True):
-        raise MedvisionError("protocol=paper watches the test split, and test=false keeps it for the end; leave one out")
+        raise MedvisionError("protocol=paper watches the test split, test=false keeps it for later; leave one out")
     for choice in ("temperature", "cleaning"):
         if cfg.get(choice, "none") not in ("none", "validation"):
             raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli
 from medvision.configs import prepare
@@ -22,7 +22,9 @@ from medvision.study import Dimension, Study, Trial
 
 log = logging.getLogger("medvision.search")  # __name__ is __main__ here
 
-SPACE = "choice(a,b), range(start,stop,step), interval(low,high), int(interval(low,high)) or tag(log,interval(low,high))"
+SPACE = (
+    "choice(a,b), range(start,stop,step), interval(low,high), int(interval(low,high)) or tag(log,interval(low,high))"
+)
 SHOWN = 10
 """Rows of the table at the end."""
 
@@ -49,7 +51,7 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
         study = Study(place / "search.journal", space, task.mode == "max", options.seed, rungs, asked)
         search = Search(place, study, words, options.trials, options.workers, options.timeout)
         if not study.trials:
-            _probe(words)
+            _probe(words, cfg)
         log.info("search folder: %s; hydra.sweep.dir=%s goes on with it after any stop", place, quoted(place))
         search.run()
         report(search, task.monitor, task.mode == "max", cfg.data.spec.name)
@@ -227,19 +229,21 @@ def report(search: Search, metric: str, maximise: bool, data: str) -> None:
         study_figures.importance(search.folder / "importance.png", importance, complete)
     if best is not None:
         study_figures.parallel(search.folder / "parallel.png", study.space, trials, metric, maximise, title)
-    order = ("complete", "pruned", "fail", "running")
-    sign = -1 if maximise else 1
-    ranked = sorted(trials, key=lambda t: (order.index(t.state), sign * (t.value or 0.0)))
-    rows = [
-        [str(t.number), t.state, _number(t.value), str(max(t.epochs, default=0)), *(t.params.get(d.name, "-") for d in study.space)]
-        for t in ranked[:SHOWN]
-    ]
-    print_rows(title, ["trial", "state", metric, "epochs", *(d.name for d in study.space)], rows, words=(1,))
+    order, sign = ("complete", "pruned", "fail", "running"), -1 if maximise else 1
+    names = [dimension.name for dimension in study.space]
+    rows = []
+    for trial in sorted(trials, key=lambda t: (order.index(t.state), sign * (t.value or 0.0)))[:SHOWN]:
+        facts = [str(trial.number), trial.state, _number(trial.value), str(len(trial.epochs))]
+        rows.append([*facts, *(trial.params.get(name, "-") for name in names)])
+    print_rows(title, ["trial", "state", metric, "epochs", *names], rows, words=(1,))
     if len(trials) < search.trials:
         log.info("%d of %d trials; the same command goes on", len(trials), search.trials)
     if best is not None:
-        print("the value of the best trial is what it was chosen by, so it flatters; test was not looked at:")
-        print(f"  python -m medvision.evaluate run={quoted(search.place(best).path)}    # measures test, once\n  {again}")
+        print(
+            f"nobody has looked at test; the {metric} of the best trial flatters, since it was chosen by it. For test, once:"
+        )
+        print(f"  python -m medvision.evaluate run={quoted(search.place(best).path)}")
+        print(f"or train with these values again, perhaps with other seeds:\n  {again}")
     print(f"results: {search.folder / 'search.json'}")
 
 
@@ -250,8 +254,12 @@ def _complain(search: Search) -> None:
         raise MedvisionError(f"{len(failed)} of {search.trials} trials failed:\n  " + "\n  ".join(lines))
 
 
-def _probe(words: Sequence[str | Dimension]) -> None:
+def _probe(words: Sequence[str | Dimension], cfg: DictConfig) -> None:
     """Refuses what no trial could be, before there is one: each choice composes, the first of all is built.
+
+    Args:
+        words: The command line of a training.
+        cfg: The config without what is searched for.
 
     Raises:
         MedvisionError: With the reason.
@@ -263,8 +271,14 @@ def _probe(words: Sequence[str | Dimension]) -> None:
     for change in [*others, {}]:
         values = first | change
         overrides = [w if isinstance(w, str) else f"{w.name}={values[w.name]}" for w in words]
-        cfg = cli.compose("train", overrides)
-    run = build(cfg)
+        trial = cli.compose("train", overrides)
+        for measured in ("task.monitor", "task.mode", "data.spec.name"):
+            if (now := OmegaConf.select(trial, measured)) != (wanted := OmegaConf.select(cfg, measured)):
+                raise MedvisionError(
+                    f"with {', '.join(f'{n}={v}' for n, v in change.items()) or 'the first choices'}, {measured} is {now} "
+                    f"and else {wanted}; trials that are measured differently do not compare"
+                )
+    run = build(trial)
     run.check_monitor()
     run.data.prepare_data()
 

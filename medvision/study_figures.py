@@ -47,8 +47,8 @@ def parallel(
             elif trial.number in found:
                 share = _height(metric_axis, found[trial.number])
                 colour = colormaps["Blues"](0.25 + 0.65 * (share if maximise else 1 - share))
-                of_best = {"color": "C3", "lw": 3, "zorder": 4} if trial.number == best else {}
-                axes.plot([*heights, share], **({"color": colour, "lw": 1.3, "zorder": 2 + share} | of_best))
+                of_best = trial.number == best
+                axes.plot([*heights, share], color="C3" if of_best else colour, lw=3 if of_best else 1.3, zorder=2)
         for n, dimension in enumerate([*space, metric_axis]):
             axes.axvline(n, color="black", lw=0.8, zorder=5)
             for value, text in _ticks(dimension):

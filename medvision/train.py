@@ -91,8 +91,8 @@ def execute(run: "Run", training: "Training") -> None:
             log.info("%s is finished", place.path)
         elif place.pruned.exists():
             raise MedvisionError(
-                f"{place.path} is a trial that its search stopped early ({place.pruned.name} tells why), and is not gone "
-                "on with; its values can be typed for a new run"
+                f"{place.path} is a trial that its search stopped early, as {place.pruned.name} tells, and does not go "
+                "on; type its values for a new run"
             )
         else:
             _log_to(place.path / "train.log")

@@ -9,18 +9,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
+    {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
     {"figures", "label_figures", "postprocess"},
-    {"decision"},
+    {"decision", "study_figures"},
     {"tasks", "explanation", "trust"},
-    {"callbacks"},
+    {"callbacks", "pruning"},
     {"evaluation", "runs", "verification", "prediction"},
     {"configs", "jobs"},
     {"build", "launchers"},
     {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
+    {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain"},
+    {"search", "models.__main__"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
 KNOW_HYDRA = {
@@ -35,6 +37,7 @@ KNOW_HYDRA = {
     "compare",
     "export",
     "explain",
+    "search",
     "models.__main__",
 }
 
@@ -92,8 +95,8 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain"],
-            ["torch", "pytorch_lightning", "cv2", "matplotlib"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "search"],
+            ["torch", "pytorch_lightning", "cv2", "matplotlib", "optuna"],
         ),
     ],
 )

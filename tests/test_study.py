@@ -55,10 +55,12 @@ def test_trials_lie_in_the_space_and_get_better(tmp_path):
         assert trial.params["model.encoder"] in ("resnet18", "resnet34")
         assert trial.params["data.batch_size"] in ("8", "16", "24", "32")
     distance = [abs(math.log10(float(trial.params["optimizer.lr"])) + 3) for trial in trials]
-    assert sum(distance[10:]) / 15 < 0.4  # ten are random; of random ones the mean is 0.5 with a standard error of 0.075
+    assert (
+        sum(distance[10:]) / 15 < 0.4
+    )  # ten are random; of random ones the mean is 0.5 with a standard error of 0.075
     assert study.best.value == max(trial.value for trial in trials)
     shares = study.importance()
-    assert [*shares][0] == "optimizer.lr" and shares["optimizer.lr"] > 0.8
+    assert next(iter(shares)) == "optimizer.lr" and shares["optimizer.lr"] > 0.8
     assert sum(shares.values()) == pytest.approx(1) and shares.keys() == {d.name for d in SPACE}
 
 
