@@ -1,22 +1,24 @@
 """The command line: Hydra's words, quick answers, one message for what is refused. Imports no torch."""
 
 import difflib
+import itertools
 import logging
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medvision.errors import MedvisionError
 
 Action = Callable[[Any, Path, list[str]], None]
+Sweep = Callable[[list[list[str]], list[DictConfig], list[str]], None]
 
 TRACEBACK = "traceback=true"
 
@@ -34,7 +37,9 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def main(verb: str, action: Action, several: str | None = None, space: bool = False) -> None:
+def main(
+    verb: str, action: Action, several: str | None = None, sweep: Sweep | None = None, space: bool = False
+) -> None:
     """Runs a verb.
 
     Args:
@@ -42,6 +47,8 @@ def main(verb: str, action: Action, several: str | None = None, space: bool = Fa
         action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed,
             `--config-dir` as Hydra's override `hydra.searchpath`.
         several: A group of which a list of choices may be typed; `action` is then called with a list of configs.
+        sweep: Called in the place of `action`, with `-m` or if the config says so, with the overrides and the composed
+            config of each job, and the words after the verb with which it is called again; without it Hydra sweeps.
         space: Whether choices, ranges and intervals may be typed, which the config is composed without.
     """
     arguments = get_args_parser().parse_args()
@@ -49,14 +56,21 @@ def main(verb: str, action: Action, several: str | None = None, space: bool = Fa
         _set_up_logging()
         spread = [o for o in arguments.overrides if space and parsed(o).is_sweep_override()]
         sys.argv = [word for word in sys.argv if word not in spread]  # Hydra reads them
-        ours = {"overrides", "config_dir", "run", "experimental_rerun"}
+        ours = {"overrides", "config_dir", "run", "experimental_rerun", *(["multirun"] if sweep else [])}
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
         typed = [*arguments.overrides, *_searchpath(arguments.config_dir)]
         fixed = [override for override in typed if override not in spread]
-        configs = [compose(verb, overrides) for overrides in variants(fixed, several)]
+        first = fixed if sweep is None else expand(typed)[0]
+        configs = [compose(verb, overrides) for overrides in variants(first, several)]
         cfg = configs[0]
+        if sweep and (arguments.multirun or str(cfg.hydra.mode).endswith("MULTIRUN")):
+            jobs = expand(typed, cfg.hydra.sweeper.params or {})
+            sweep(jobs, [compose(verb, job) for job in jobs], [*(["-m"] if arguments.multirun else []), *typed])
+            return
+        if first != fixed:
+            compose(verb, typed)  # refuses choices where no sweep was asked for
         if str(cfg.hydra.mode).endswith("MULTIRUN"):
             _hand_to_hydra(verb, arguments.overrides)
             return
@@ -88,6 +102,39 @@ def variants(overrides: list[str], group: str | None) -> list[list[str]]:
     choices = listed[-1].partition("=")[2].strip("[]").split(",")
     rest = [o for o in overrides if o not in listed]
     return [[*rest, f"{group}={choice.strip()}"] for choice in dict.fromkeys(choices)]
+
+
+def expand(overrides: Sequence[str], params: Mapping[str, Any] | None = None) -> list[list[str]]:
+    """The overrides of each job of a sweep: all combinations of the choices in them, the last varying fastest.
+
+    Args:
+        overrides: As typed; choices as Hydra has them: `seed=1,2`, `seed=range(1,4)`, `model=glob(unet*)`.
+        params: More of them, as `hydra.sweeper.params`; what was typed wins.
+
+    Raises:
+        MedvisionError: If they cannot be read.
+    """
+    words = [*(f"{key}={value}" for key, value in (params or {}).items()), *overrides]
+    choices: dict[str, list[str]] = {}
+    try:
+        path = create_config_search_path(str(config_folder()))
+        for override in OverridesParser.create().parse_overrides(words):
+            if override.key_or_group == "hydra.searchpath":
+                for place in override.value():
+                    path.append("typed", str(place))
+        for override in OverridesParser.create(ConfigLoaderImpl(path)).parse_overrides(words):
+            key = override.get_key_element()
+            if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+                override.value().exclude.append("_*")  # parts of choices
+            if not override.is_sweep_override():
+                choices[key] = [str(override.input_line)]
+            elif override.is_discrete_sweep():
+                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                raise MedvisionError(f"{override.input_line}: a sweep needs choices, as 1,2 or range(1,4)")
+    except HydraException as error:
+        raise MedvisionError(str(error)) from error
+    return [[*job] for job in itertools.product(*choices.values())]
 
 
 def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -131,7 +178,7 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _hand_to_hydra(verb: str, overrides: list[str]) -> None:
-    """Help, printing of configs, completion and sweeps are Hydra's own."""
+    """Help, printing of configs, completion and sweeps of other verbs are Hydra's own."""
 
     def job(_: DictConfig) -> None:
         # a job of a sweep is a process of its own: its memory is freed, its trackers see one run

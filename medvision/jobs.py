@@ -87,6 +87,7 @@ def run_job(
     echo: bool = False,
     stop: Event | None = None,
     hold: Sequence[int] = (),
+    cwd: Path | None = None,
 ) -> Outcome:
     """Trains a prepared run folder to its end in a process of its own, whatever state it is in; waits for it.
 
@@ -96,6 +97,7 @@ def run_job(
         echo: Whether to print what goes to its `output.log` here as well.
         stop: Once set, the process is asked to end, and killed after `GRACE` seconds.
         hold: File descriptors that the process inherits, as of a lock that is to last as long as it lives.
+        cwd: Where relative paths begin; None for here.
 
     Returns:
         How it ended; the run folder holds the rest.
@@ -113,6 +115,7 @@ def run_job(
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=hold,
+            cwd=cwd,
             start_new_session=True,  # an interrupt at the terminal is ours to pass on
         )
     stopped = False

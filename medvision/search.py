@@ -12,11 +12,11 @@ from pathlib import Path
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from medvision import cli
+from medvision import cli, gpus
 from medvision.configs import prepare
 from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_json
-from medvision.jobs import LOG, finished, quoted, run_job, share_of_cpus
+from medvision.jobs import LOG, Outcome, finished, quoted, run_job, share_of_cpus
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial
 
@@ -25,6 +25,8 @@ log = logging.getLogger("medvision.search")  # __name__ is __main__ here
 SPACE = (
     "choice(a,b), range(start,stop,step), interval(low,high), int(interval(low,high)) or tag(log,interval(low,high))"
 )
+KILLED = "killed by signal"
+"""How the reason begins why a process failed that did not end by itself."""
 SHOWN = 10
 """Rows of the table at the end."""
 
@@ -49,7 +51,8 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
         asked |= {"task.monitor": task.monitor, "task.mode": task.mode, "search.seed": str(options.seed)}
         asked["search.prune"] = "false" if rungs is None else f"after {rungs[0]} epochs, by {rungs[1]}"
         study = Study(place / "search.journal", space, task.mode == "max", options.seed, rungs, asked)
-        search = Search(place, study, words, options.trials, options.workers, options.timeout)
+        wanted = gpus.wish(cfg.trainer.accelerator, cfg.trainer.devices)
+        search = Search(place, study, words, options.trials, options.workers, options.timeout, wanted)
         if not study.trials:
             _probe(words, cfg)
         log.info("search folder: %s; hydra.sweep.dir=%s goes on with it after any stop", place, quoted(place))
@@ -69,6 +72,7 @@ class Search:
         trials: How many there shall be.
         workers: How many at once.
         timeout: Seconds after which no trial is begun; None: never.
+        gpus: What each needs of the GPUs here, of which none has two trials.
     """
 
     folder: Path
@@ -77,6 +81,7 @@ class Search:
     trials: int
     workers: int
     timeout: float | None
+    gpus: gpus.Wish
     _stop: threading.Event = field(default_factory=threading.Event)
     _composing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -94,8 +99,10 @@ class Search:
         Raises:
             KeyboardInterrupt: If it was interrupted; what was running is gone on with by the next start.
         """
+        here = gpus.visible() if self.gpus else []
+        gpus.check(self.gpus, here)
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = [pool.submit(self._work, time.monotonic()) for _ in range(self.workers)]
+            futures = [pool.submit(self._work, here, time.monotonic()) for _ in range(self.workers)]
             try:
                 for future in futures:
                     future.result()
@@ -103,28 +110,25 @@ class Search:
                 self._stop.set()
                 raise
 
-    def _work(self, began: float) -> None:
+    def _work(self, here: list[str], began: float) -> None:
         while not self._stop.is_set() and (self.timeout is None or time.monotonic() < began + self.timeout):
             trial = self.study.next(self.trials)
             if trial is None:
                 return
-            self._train(trial)
+            self._train(trial, here)
 
-    def _train(self, trial: Trial) -> None:
+    def _train(self, trial: Trial, here: list[str]) -> None:
         """Trains a trial, unless its folder tells that only the journal does not know of its end."""
         place, reason = self.place(trial), ""
         values = ", ".join(f"{name}={value}" for name, value in trial.params.items())
         if not (place.metrics.exists() or place.pruned.exists()):
             log.info("trial %d: %s%s", trial.number, values, " (going on)" if place.last.exists() else "")
-            try:
-                self._prepare(trial)
-            except MedvisionError as error:
-                reason = str(error)
-            else:
-                outcome = run_job(place.path, share_of_cpus(self.workers), stop=self._stop)
-                reason = outcome.reason
-                if outcome.state == "stopped":
-                    return
+            outcome = self._outcome(trial, here)
+            if outcome.state == "failed" and outcome.reason.startswith(KILLED):
+                outcome = self._outcome(trial, here)  # goes on; whoever kills all of us does so before it is a failure
+            if outcome.state == "stopped" or self._stop.is_set():
+                return
+            reason = outcome.reason
         if (done := finished(place.path)) is not None and done.result is not None:
             self.study.complete(trial.number, done.result[1])
         elif place.pruned.exists():
@@ -132,6 +136,15 @@ class Search:
         else:
             self.study.fail(trial.number, reason)
         self._tell(self.study.trials[trial.number])
+
+    def _outcome(self, trial: Trial, here: list[str]) -> Outcome:
+        try:
+            self._prepare(trial)
+        except MedvisionError as error:  # of values that do not go together
+            return Outcome("failed", str(error))
+        with gpus.held(self.gpus, here, self._stop) as (seen, locks):
+            environment = share_of_cpus(self.workers) | seen
+            return run_job(self.place(trial).path, environment, stop=self._stop, hold=locks)
 
     def _tell(self, trial: Trial) -> None:
         best = self.study.best
@@ -240,7 +253,7 @@ def report(search: Search, metric: str, maximise: bool, data: str) -> None:
         log.info("%d of %d trials; the same command goes on", len(trials), search.trials)
     if best is not None:
         print(
-            f"nobody has looked at test; the {metric} of the best trial flatters, since it was chosen by it. For test, once:"
+            f"the {metric} of the best trial flatters: it was chosen by it. Nobody has looked at test; to do so, once:"
         )
         print(f"  python -m medvision.evaluate run={quoted(search.place(best).path)}")
         print(f"or train with these values again, perhaps with other seeds:\n  {again}")
@@ -274,9 +287,10 @@ def _probe(words: Sequence[str | Dimension], cfg: DictConfig) -> None:
         trial = cli.compose("train", overrides)
         for measured in ("task.monitor", "task.mode", "data.spec.name"):
             if (now := OmegaConf.select(trial, measured)) != (wanted := OmegaConf.select(cfg, measured)):
+                choice = ", ".join(f"{name}={value}" for name, value in (change or first).items())
                 raise MedvisionError(
-                    f"with {', '.join(f'{n}={v}' for n, v in change.items()) or 'the first choices'}, {measured} is {now} "
-                    f"and else {wanted}; trials that are measured differently do not compare"
+                    f"{measured} is {now} with {choice}, and {wanted} without what is searched for; trials that are "
+                    "measured differently do not compare"
                 )
     run = build(trial)
     run.check_monitor()
@@ -293,6 +307,10 @@ def _check(cfg: DictConfig) -> None:
         raise MedvisionError(f"search.timeout={options.timeout}: expected seconds, more than 0, or null")
     if cfg.resume is not None:
         raise MedvisionError(f"resume={cfg.resume} is of one run; a search goes on with hydra.sweep.dir=<folder>")
+    if not str(cfg.launcher._target_).endswith(".InTurn"):
+        raise MedvisionError(
+            "a search runs its trials on this machine, search.workers of them at once; leave out launcher"
+        )
     if cfg.test or cfg.protocol == "paper":
         raise MedvisionError("a search looks at validation alone; leave out test=true and protocol=paper")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvision import cli
+from medvision import cli, sweep
 from medvision.configs import changes, load_config, prepare, save_config
 from medvision.errors import MedvisionError
 from medvision.files import locked
@@ -129,4 +129,4 @@ def _log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.main("train", start)
+    cli.main("train", start, sweep=sweep.start)
