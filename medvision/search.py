@@ -72,7 +72,7 @@ class Search:
         trials: How many there shall be.
         workers: How many at once.
         timeout: Seconds after which no trial is begun; None: never.
-        gpus: What each needs of the GPUs here, of which none has two trials.
+        wish: What each needs of the GPUs here, of which none has two trials.
     """
 
     folder: Path
@@ -81,7 +81,7 @@ class Search:
     trials: int
     workers: int
     timeout: float | None
-    gpus: gpus.Wish
+    wish: gpus.Wish
     _stop: threading.Event = field(default_factory=threading.Event)
     _composing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,8 +99,8 @@ class Search:
         Raises:
             KeyboardInterrupt: If it was interrupted; what was running is gone on with by the next start.
         """
-        here = gpus.visible() if self.gpus else []
-        gpus.check(self.gpus, here)
+        here = gpus.visible() if self.wish else []
+        gpus.check(self.wish, here)
         with ThreadPoolExecutor(self.workers) as pool:
             futures = [pool.submit(self._work, here, time.monotonic()) for _ in range(self.workers)]
             try:
@@ -142,7 +142,7 @@ class Search:
             self._prepare(trial)
         except MedvisionError as error:  # of values that do not go together
             return Outcome("failed", str(error))
-        with gpus.held(self.gpus, here, self._stop) as (seen, locks):
+        with gpus.held(self.wish, here, self._stop) as (seen, locks):
             environment = share_of_cpus(self.workers) | seen
             return run_job(self.place(trial).path, environment, stop=self._stop, hold=locks)
 
@@ -151,7 +151,7 @@ class Search:
         if trial.state == "fail":
             log.warning("trial %d failed: %s", trial.number, trial.reason)
         elif trial.state == "pruned":
-            log.info("trial %d: pruned after epoch %d at %s", trial.number, max(trial.epochs), _number(trial.value))
+            log.info("trial %d: pruned after epoch %d at %s", trial.number, len(trial.epochs), _number(trial.value))
         elif best is not None:
             log.info("trial %d: %s, best so far trial %d", trial.number, _number(trial.value), best.number)
 
