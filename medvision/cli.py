@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -120,12 +120,12 @@ def expand(overrides: Sequence[str], params: Mapping[str, Any] | None = None) ->
         path = create_config_search_path(str(config_folder()))
         for override in OverridesParser.create().parse_overrides(words):
             if override.key_or_group == "hydra.searchpath":
-                for place in override.value():
-                    path.append("typed", str(place))
+                for place in cast(list[str], override.value()):
+                    path.append("typed", place)
         for override in OverridesParser.create(ConfigLoaderImpl(path)).parse_overrides(words):
-            key = override.get_key_element()
+            key, value = override.get_key_element(), cast(Any, override.value())
             if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-                override.value().exclude.append("_*")  # parts of choices
+                value.exclude.append("_*")  # parts of choices
             if not override.is_sweep_override():
                 choices[key] = [str(override.input_line)]
             elif override.is_discrete_sweep():

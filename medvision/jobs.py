@@ -139,7 +139,7 @@ def run_job(
     seconds, done = time.monotonic() - began, finished(folder)
     if process.returncode == 0 and done is not None:
         return Outcome("finished", seconds=seconds, result=done.result)
-    return Outcome("stopped" if stopped else "failed", _reason(process.returncode, text), seconds)
+    return Outcome("stopped" if stopped else "failed", reason(process.returncode, text), seconds)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -164,7 +164,7 @@ def _echo(printed: BinaryIO) -> None:
         sys.stdout.flush()
 
 
-def _reason(code: int, printed: str) -> str:
+def reason(code: int, printed: str) -> str:
     """Why a process ended: the signal, the last `error:` line, or the last line of a traceback."""
     if code < 0:
         return f"killed by signal {-code}" + (", perhaps out of memory" if code == -signal.SIGKILL else "")

@@ -9,16 +9,16 @@ from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar, Protocol
 
-from medvision import gpus
 from medvision.errors import MedvisionError
-from medvision.jobs import GRACE, LOG, Outcome, run_job, share_of_cpus, threads
+from medvision.gpus import Wish, check, held, visible
+from medvision.jobs import GRACE, LOG, Outcome, reason, run_job, share_of_cpus, threads
 
 Run = Callable[..., Outcome]
 CARRIED = ("MEDVISION_", "WANDB_", "MLFLOW_", "PYTHONPATH", "TORCH_HOME", "HF_")
 """Beginnings of the variables that a job on another machine has from here."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A prepared run folder that is to be trained.
 
@@ -33,7 +33,7 @@ class Job:
     number: int
     folder: Path
     words: str
-    gpus: gpus.Wish = 0
+    gpus: Wish = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -257,16 +257,16 @@ def _carried() -> dict[str, str]:
 
 def _gpus_for(jobs: Sequence[Job]) -> list[str]:
     """The GPUs of this machine, if any job wants one."""
-    found = gpus.visible() if any(job.gpus for job in jobs) else []
+    found = visible() if any(job.gpus for job in jobs) else []
     for job in jobs:
-        gpus.check(job.gpus, found)
+        check(job.gpus, found)
     return found
 
 
 def _run_here(
     job: Job, here: Sequence[str], environment: Mapping[str, str], watch: Watch, run: Run, echo: bool
 ) -> None:
-    with gpus.held(job.gpus, here, watch.stop) as (seen, locks):
+    with held(job.gpus, here, watch.stop) as (seen, locks):
         if watch.stop.is_set():
             return
         watch.started(job)
@@ -316,5 +316,4 @@ def _result(result: Callable[[Any], Outcome], handle: Any, stopped: bool) -> Out
     try:
         return result(handle)
     except Exception as error:  # of the engine: a machine that was lost, a job that was cancelled
-        last = str(error).strip().splitlines()[-1:] or [""]
-        return Outcome("stopped" if stopped else "failed", f"{type(error).__name__}: {last[0]}")
+        return Outcome("stopped" if stopped else "failed", reason(0, str(error) or type(error).__name__))

@@ -1,4 +1,4 @@
-"""`python -m medvision.train -m model=unet,unetv2 seed=1,2,3`: a folder of prepared runs, of which a launcher makes all.
+"""`python -m medvision.train -m model=unet,unetv2 seed=1,2`: a folder of prepared runs, of which a launcher makes all.
 
 The same command on the same folder goes on: what is finished stays, all else is run once more, new jobs are added.
 """
