@@ -1,5 +1,6 @@
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -11,7 +12,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from medvision import cli, search, study_figures
+from medvision import cli, search, study_figures, train
+from medvision.build import build
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_json
 from medvision.jobs import Outcome
@@ -305,6 +307,17 @@ def test_the_callback_reports_and_stops(tmp_path):
     assert stopped == {"epoch": 2, "metric": "val/score", "value": pytest.approx(0.1)}
     assert fit(tmp_path / "2", 2, [0.2, 0.25, 0.0, 0.1]) == 4  # worse in the last epoch, which is over then
     assert not (tmp_path / "2" / "pruned.json").exists()
+
+
+def test_a_pruned_trial_is_not_gone_on_with(tmp_path):
+    write_json(tmp_path / "pruned.json", {"epoch": 1, "metric": "val/score", "value": 0.1})
+    with pytest.raises(MedvisionError, match=r"a trial that its search stopped early, as pruned\.json tells"):
+        train.execute(SimpleNamespace(folder=RunFolder(tmp_path)), None)
+
+
+def test_what_watches_test_cannot_leave_it_alone():
+    with pytest.raises(MedvisionError, match="protocol=paper watches the test split, test=false"):
+        build(cli.compose("train", [*TINY, "test=false", "protocol=paper"]))
 
 
 def test_figures_of_unusual_searches(tmp_path):
