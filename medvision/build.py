@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -110,7 +111,10 @@ class Run:
             "trainer",
             callbacks=[*callbacks, Thaw(), lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
-            plugins=[PlainCheckpointIO()],
+            plugins=[
+                PlainCheckpointIO(),
+                LightningEnvironment(),
+            ],  # it starts its processes itself, in a job of Slurm too
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )
@@ -135,6 +139,25 @@ class Run:
                 raise MedvisionError(
                     f"task.monitor={self.task.monitor} is not defined where {missing[metric]}, as in the "
                     f"{len(truth)} of val; choose task.monitor=val/loss task.mode=min, or another split"
+                )
+
+    def check_shares(self, processes: int) -> None:
+        """Refuses a training by so many processes that cannot go well.
+
+        Raises:
+            MedvisionError: If one of them would have nothing to train on or to measure, or would wait for the gradients
+                of an encoder that is frozen.
+        """
+        frozen = self.config.model.get("freeze_encoder", False)
+        if processes > 1 and not isinstance(frozen, bool) and "unused" not in str(self.config.trainer.get("strategy")):
+            raise MedvisionError(
+                f"model.freeze_encoder={frozen} thaws the encoder while {processes} processes train; set "
+                "trainer.strategy=ddp_find_unused_parameters_true, which tells them to wait for no gradient of it"
+            )
+        for split in ("train", "val", self.data.watched):
+            if split is not None and (images := len(self.data.splits[split])) < processes:
+                raise MedvisionError(
+                    f"trainer.devices asks for {processes} processes, but {split} has only {images} images to share"
                 )
 
     def load_weights(self, path: Path) -> dict[str, Any]:

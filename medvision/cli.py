@@ -25,6 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
 
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+"""Which of the processes of a training this is; those above 0 are started by the first and say nothing."""
+
 Action = Callable[[Any, Path, list[str]], None]
 Sweep = Callable[[list[list[str]], list[DictConfig], list[str]], None]
 
@@ -56,7 +59,7 @@ def main(
         _set_up_logging()
         spread = [o for o in arguments.overrides if space and parsed(o).is_sweep_override()]
         sys.argv = [word for word in sys.argv if word not in spread]  # Hydra reads them
-        ours = {"overrides", "config_dir", "run", "experimental_rerun", *(["multirun"] if sweep else [])}
+        ours = {"overrides", "config_dir", "run", "experimental_rerun", *(["multirun"] if sweep or space else [])}
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
@@ -65,6 +68,8 @@ def main(
         first = fixed if sweep is None else expand(typed)[0]
         configs = [compose(verb, overrides) for overrides in variants(first, several)]
         cfg = configs[0]
+        if space and (arguments.multirun or str(cfg.hydra.mode).endswith("MULTIRUN")):
+            raise MedvisionError(f"{verb} is no sweep: leave out -m and hydra.mode, and type what it shall choose from")
         if sweep and (arguments.multirun or str(cfg.hydra.mode).endswith("MULTIRUN")):
             jobs = expand(typed, cfg.hydra.sweeper.params or {})
             sweep(jobs, [compose(verb, job) for job in jobs], [*(["-m"] if arguments.multirun else []), *typed])
@@ -240,7 +245,7 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
     except MedvisionError as error:
         if with_traceback:
             raise
-        print(f"error: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
+        print(f"error{f' in process {RANK}' if RANK else ''}: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(1)
 
 
@@ -249,11 +254,12 @@ def _set_up_logging() -> None:
     handler = _Printing()
     handler.setFormatter(_Plain())
     logger = logging.getLogger("medvision")
-    logger.handlers, logger.propagate = [handler], True
+    logger.handlers, logger.propagate = [handler] if RANK == 0 else [], True
     logger.setLevel(logging.INFO)
     logging.getLogger().handlers = [logging.NullHandler()]
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", r"It is recommended to use .self\.log")  # of numbers that are the same everywhere
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 

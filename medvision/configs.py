@@ -12,7 +12,7 @@ from medvision.errors import MedvisionError
 from medvision.files import writable_folder, write_text
 from medvision.runs import RunFolder
 
-OF_A_COMMAND = ("hydra", "launcher", "resume", "traceback")
+OF_A_COMMAND = ("hydra", "launcher", "resume", "repeat", "check", "traceback")
 """Entries that say how to run and not what."""
 
 
@@ -94,12 +94,13 @@ def _merge(raw: Any, resolved: Any) -> Any:
 
 def changes(before: object, after: object) -> list[str]:
     """Values that differ between two configs as plain values, as `key: old -> new`; places on this machine are none."""
-    old, new = (_flat(config) for config in (before, after))
+    old, new = (flat(config) for config in (before, after))
     keys = [key for key in sorted(old.keys() | new.keys()) if key.partition(".")[0] not in (*OF_A_COMMAND, "paths")]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def _flat(node: object, prefix: str = "") -> dict[str, object]:
+def flat(node: object, prefix: str = "") -> dict[str, object]:
+    """The values of a config as plain values, by dotted names."""
     if not isinstance(node, dict):
         return {prefix[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}

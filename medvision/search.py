@@ -1,5 +1,6 @@
 """`python -m medvision.search 'optimizer.lr=tag(log,interval(1e-4,1e-2))'`: the values that are best on validation."""
 
+import json
 import logging
 import shlex
 import threading
@@ -143,7 +144,11 @@ class Search:
         except MedvisionError as error:  # of values that do not go together
             return Outcome("failed", str(error))
         with gpus.held(self.wish, here, self._stop) as (seen, locks):
-            environment = share_of_cpus(self.workers) | seen
+            values = [f"{name}={value}" for name, value in trial.params.items()]
+            told = {"SWEEP": self.folder.name, "JOB": str(trial.number), "TAGS": json.dumps(values)}  # to trackers
+            environment = (
+                share_of_cpus(self.workers) | {f"MEDVISION_{name}": text for name, text in told.items()} | seen
+            )
             return run_job(self.place(trial).path, environment, stop=self._stop, hold=locks)
 
     def _tell(self, trial: Trial) -> None:
@@ -305,8 +310,9 @@ def _check(cfg: DictConfig) -> None:
             raise MedvisionError(f"search.{name}={value}: expected a whole number of {least} or more")
     if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
         raise MedvisionError(f"search.timeout={options.timeout}: expected seconds, more than 0, or null")
-    if cfg.resume is not None:
-        raise MedvisionError(f"resume={cfg.resume} is of one run; a search goes on with hydra.sweep.dir=<folder>")
+    for word in ("resume", "repeat"):
+        if cfg[word] is not None:
+            raise MedvisionError(f"{word}={cfg[word]} is of one run; a search goes on with hydra.sweep.dir=<folder>")
     if not str(cfg.launcher._target_).endswith(".InTurn"):
         raise MedvisionError(
             "a search runs its trials on this machine, search.workers of them at once; leave out launcher"

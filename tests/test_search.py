@@ -130,6 +130,7 @@ class Trainings:
     def __call__(self, folder, environment, stop, hold):
         place, number = RunFolder(folder), int(folder.name)
         assert read_json(place.trial) == {"journal": "../search.journal", "number": number}
+        assert environment["MEDVISION_JOB"] == str(number) and "optimizer.lr=" in environment["MEDVISION_TAGS"]
         self.begun.append(number)
         if number < self.at_once:
             self.meeting.wait(60)  # breaks where they come one after the other
