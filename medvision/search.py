@@ -98,7 +98,7 @@ class Search:
         """Runs trials, those that an earlier process left first.
 
         Raises:
-            KeyboardInterrupt: If it was interrupted; what was running is gone on with by the next start.
+            MedvisionError: If it was interrupted; what was running is gone on with by the next start.
         """
         here = gpus.visible() if self.wish else []
         gpus.check(self.wish, here)
@@ -107,8 +107,10 @@ class Search:
             try:
                 for future in futures:
                     future.result()
-            except BaseException:
+            except BaseException as error:
                 self._stop.set()
+                if isinstance(error, KeyboardInterrupt):
+                    raise MedvisionError(f"interrupted; hydra.sweep.dir={quoted(self.folder)} goes on") from None
                 raise
 
     def _work(self, here: list[str], began: float) -> None:
