@@ -27,6 +27,7 @@ from medvision.logger import HistoryLogger, Row, read_history
 from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
 from medvision.prediction import Trained
+from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
@@ -103,6 +104,8 @@ class Run:
         checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode, **others)
         lines = EpochLines()
         callbacks: list[pl.Callback] = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
+        if folder.trial.exists():
+            callbacks.append(Pruning(folder.trial, folder.pruned, self.task.monitor))
         loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
         trainer = _make(
             cfg.trainer,
@@ -283,6 +286,8 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
     if cfg.get("protocol") == "paper" and data.spec.target == "label":
         raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    if cfg.get("protocol") == "paper" and not cfg.get("test", True):
+        raise MedvisionError("protocol=paper watches the test split, test=false keeps it for later; leave one out")
     for choice in ("temperature", "cleaning"):
         if cfg.get(choice, "none") not in ("none", "validation"):
             raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")

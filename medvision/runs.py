@@ -58,6 +58,16 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def trial(self) -> Path:
+        """Of a trial of a search: where its journal lies, and its number there."""
+        return self.path / "trial.json"
+
+    @property
+    def pruned(self) -> Path:
+        """Of a trial that its search stopped early: after which epoch, with what value. There are no results then."""
+        return self.path / "pruned.json"
+
+    @property
     def history(self) -> Path:
         """Every number that was logged while training."""
         return self.path / "metrics.csv"

@@ -195,6 +195,11 @@ def execute(run: "Run", training: "Training") -> None:
     with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
+        elif place.pruned.exists():
+            raise MedvisionError(
+                f"{place.path} is a trial that its search stopped early, as {place.pruned.name} tells, and does not go "
+                "on; type its values for a new run"
+            )
         else:
             _log_to(place.path / "train.log")
             log.info("run folder: %s", place.path)
@@ -206,8 +211,10 @@ def execute(run: "Run", training: "Training") -> None:
             with tracking(trackers, place, flat(OmegaConf.to_container(run.config))):
                 fit(run, training, place)
                 place.record_end(lines.seconds)
-                finish(place)
-        show(place, run)
+                if not place.pruned.exists():
+                    finish(place)
+        if place.metrics.exists():
+            show(place, run)
 
 
 def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
