@@ -68,7 +68,7 @@ class Choice:
         index: Number of the class.
         name: What it is called.
         sign: 1, or -1 where its absence is explained.
-        where: (H, W) of 0 and 1, the part of the image; None for labels.
+        where: (H, W), how much of each place belongs to the part of the image, 0 to 1; None for labels.
     """
 
     index: int
@@ -196,8 +196,7 @@ def explain(
     Raises:
         MedvisionError: If there is no such method or layer, or a layer has no map that the answer depends on.
     """
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise MedvisionError(f"method={unknown[0]}: expected some of {', '.join(METHODS)}")
+    require_methods(methods)
     with _evaluating(model):
         with torch.inference_mode(False), torch.enable_grad():
             seen = image.clone().requires_grad_()  # a frozen network has gradients too
@@ -226,6 +225,12 @@ def explain(
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
+
+
+def require_methods(methods: Sequence[str], option: str = "method", *also: str) -> None:
+    """Refuses what is not among `METHODS`, given by an option, nor among what it may be also."""
+    if unknown := [method for method in methods if method not in (*METHODS, *also)]:
+        raise MedvisionError(f"{option}={unknown[0]}: expected some of {', '.join([*METHODS, *also])}")
 
 
 @contextlib.contextmanager

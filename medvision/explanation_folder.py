@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
 from medvision.explanation import Explanation, Target, channels, explain, row
 from medvision.figures import gallery, heated
 from medvision.files import as_csv, replacing
-from medvision.tasks import ClassificationTask, SegmentationTask
 from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
 
 SCORES = ("deletion", "insertion", "likeness", "inside")
@@ -111,12 +110,12 @@ class Scores:
     of the network with random weights; `inside` is the share of heat inside the mask.
 
     Args:
-        task: The trained task, in evaluation mode.
+        network: The trained network, in evaluation mode.
         layers: Those that are explained.
     """
 
-    def __init__(self, task: SegmentationTask | ClassificationTask, layers: Sequence[str]) -> None:
-        self.task, self.layers, self.random = task, layers, randomised(task.model)
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        self.network, self.layers, self.random = network, layers, randomised(network)
         self.draw = torch.Generator().manual_seed(0)
         self.rows: list[tuple[str, str, str, str, list[float]]] = []
 
@@ -134,7 +133,7 @@ class Scores:
 
         def probability(images: Tensor) -> Tensor:
             with torch.inference_mode():
-                return torch.tensor([choice.probability(values) for values in target.activate(self.task(images))])
+                return torch.tensor([choice.probability(values) for values in target.activate(self.network(images))])
 
         other = explain(self.random, seen, self.layers, [*found.heat], target, [choice]).heat
         maps = [

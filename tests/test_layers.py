@@ -10,7 +10,7 @@ ORDER = [
     {"errors"},
     {"spec", "files"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
-    {"figures", "label_figures", "postprocess"},
+    {"figures", "label_figures", "postprocess", "inputs"},
     {"decision"},
     {"tasks", "explanation", "trust"},
     {"callbacks"},
