@@ -84,7 +84,7 @@ class RunFolder:
 
     @property
     def splits(self) -> Path:
-        """The ids of each split and the fingerprint of the data."""
+        """The ids of each split, perceptual hashes of them and the fingerprint of the data."""
         return self.path / "splits.json"
 
     @property
@@ -138,11 +138,13 @@ class RunFolder:
             "mean": data.normalisation[0].tolist(),
             "std": data.normalisation[1].tolist(),
             **{name: [s.id for s in samples] for name, samples in data.splits.items()},
+            "hashes": {name: data.hashes(name) for name in data.splits},
         }
         if not self.splits.exists():
             write_json(self.splits, now)
-        elif (then := read_json(self.splits)) != now:
-            differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
+            return
+        then = {"hashes": now["hashes"]} | read_json(self.splits)  # an older run has none
+        if differing := [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]:
             raise MedvisionError(
                 f"the data in {data.root} is not what {self.path} was trained on (differing: "
                 f"{', '.join(sorted(differing))}); restore it, or start a new run"

@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,10 +37,10 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     writable_folder(place.path, "hydra.run.dir=<folder> or MEDVISION_RUNS")
     try:
         prepared = _prepared(cfg, place)
-        from medvision.build import save_config
+        from medvision.build import COUNTED, save_config
 
-        if "positive_weights" in cfg.loss:
-            cfg.loss.positive_weights = prepared[0].config.loss.positive_weights  # what was `auto`, as numbers
+        for name in [name for name in COUNTED if name in cfg.loss]:
+            cfg.loss[name] = prepared[0].config.loss[name]  # what was `auto`, as numbers
         cfg.data.exclude = sorted(prepared[0].data.exclude)  # what a file listed, by name
         save_config(cfg, place)
         write_text(place.overrides, OmegaConf.to_yaml(OmegaConf.create(overrides)))
@@ -107,8 +107,13 @@ def execute(run: "Run", training: "Training") -> None:
 
 
 def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
+    from medvision.data.problems import settle
+    from medvision.pretraining import seen_before
+
     place.record_data(run.data)
-    place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
+    seen = seen_before(run.data, _origins(place), place.path)
+    settle(run.data.spec.name, seen)
+    place.record_start(run.config.seed, [str(p) for p in [*run.data.findings, *seen] if p.grade == "warning"])
     trainer, lines = training
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
@@ -118,6 +123,21 @@ def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     if trainer.interrupted:
         raise MedvisionError(f"interrupted; go on with python -m medvision.train resume={place.path}")
     place.record_end(lines.seconds)
+
+
+def _origins(place: "RunFolder") -> "list[RunFolder]":
+    """The runs whose weights a run began with, those that these began with, and so on, as far as they are there."""
+    from medvision.build import load_config
+    from medvision.pretraining import run_of
+
+    found, left = dict[Path, Any](), [place]
+    while left:
+        cfg = load_config(left.pop())
+        for weights in (cfg.model.get("encoder_weights"), cfg.get("ckpt_path")):
+            if (origin := run_of(weights)) and origin.path not in found:
+                found[origin.path] = origin
+                left.append(origin)
+    return [*found.values()]
 
 
 def _differences(before: Sequence[str], after: Sequence[str]) -> list[str]:

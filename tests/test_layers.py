@@ -16,7 +16,7 @@ ORDER = [
     {"callbacks"},
     {"evaluation", "runs", "verification", "prediction"},
     {"build"},
-    {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
+    {"pretraining", "report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"cli"},
     {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
