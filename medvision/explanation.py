@@ -94,7 +94,7 @@ class Target:
     Attributes:
         spec: The facts of the data set.
         activate: Probabilities of logits.
-        word: `predicted`; `positive`, where there is one class; or the name of a class.
+        word: `predicted`: of labels the most probable class of those decided for; `positive`, where there is one class; or the name of a class.
         threshold: Of each class; none where the most probable is decided for.
         point: Row and column of a pixel, as shares of height and width; None is the whole region of the class.
     """
@@ -126,8 +126,9 @@ class Target:
             return Choice(0 if self.word == "positive" else classes.index(self.word), self._name())
         if self.spec.kind == "binary" and float(probability[0]) < (self.threshold or [0.5])[0]:
             return Choice(0, f"not {classes[0]}", -1)
-        index = int(probability.argmax())
-        return Choice(index, classes[index])
+        there = probability >= probability.new_tensor(self.threshold or [0] * len(classes))
+        index = int((torch.where(there, probability, -1) if there.any() else probability).argmax())
+        return Choice(index, classes[index] if there.any() else f"{classes[index]}, not decided for")
 
     def _of_mask(self, probability: Tensor) -> Choice:
         """The region that is predicted; where there is none, the whole image."""

@@ -179,6 +179,14 @@ def test_a_binary_label_is_explained_as_it_is_decided(spec):
         assert of_labels(spec, word, "binary").choose(logits) == [Choice(0, "lesion")] * 2
 
 
+def test_of_labels_that_go_together_one_that_is_decided_for_is_explained(spec):
+    logits = torch.tensor([[0.4, 0.45], [0.6, 0.7], [0.2, 0.45]]).logit()
+    choices = of_labels(spec, kind="multilabel", threshold=(0.3, 0.5)).choose(logits)
+    assert [(c.index, c.name) for c in choices] == [(0, "round"), (1, "square"), (1, "square, not decided for")]
+    names = [c.name for c in of_labels(spec, kind="multilabel").choose(logits)]  # no threshold is known yet
+    assert names == ["square", "square", "square"]
+
+
 def test_a_region_and_a_point_are_the_librarys(spec):
     torch.manual_seed(0)
     model, image = UNetPP(channels=(4, 8), num_outputs=2).eval(), torch.randn(1, 3, *SIZE)

@@ -138,6 +138,20 @@ def test_the_mean_of_two_runs_over_views(run, cli, tmp_path):
     assert [row["decision"] == "1" for row in rows] == decide(expected[None], decision.threshold)[0].tolist()
 
 
+def test_images_that_pretraining_has_seen_are_warned_of_and_recorded(run, cli, tmp_path):
+    data, folder, _ = run
+    if data == "phantom_insects":
+        words = [*SETS[data], *SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+        place = tmp_path / "run"
+        done = cli("train", f"data={data}", f"model.encoder_weights={folder}", *words, f"hydra.run.dir={place}")
+        said = f"{folder}, from which these weights come, was trained on 8 of 8 images of val: results on them flatter"
+        assert said in done.stdout
+        [start] = json.loads((place / "environment.json").read_text())["starts"]
+        assert sum(said in warning for warning in start["data_warnings"]) == 1
+        splits = json.loads((folder / "splits.json").read_text())
+        assert (place / f"seen_by_{folder.name}.txt").read_text().split() == splits["val"]
+
+
 def test_an_encoder_goes_from_labels_to_masks(run, cli, tmp_path):
     _, folder, _ = run
     small = ["data.images={train:8,val:2,test:2}", "data.image_size=32", "trainer.max_epochs=1"]
