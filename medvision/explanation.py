@@ -94,7 +94,8 @@ class Target:
     Attributes:
         spec: The facts of the data set.
         activate: Probabilities of logits.
-        word: `predicted`: of labels the most probable class of those decided for; `positive`, where there is one class; or the name of a class.
+        word: `predicted`, of labels the most probable class of those decided for; `positive`, where there is one class;
+            or the name of a class.
         threshold: Of each class; none where the most probable is decided for.
         point: Row and column of a pixel, as shares of height and width; None is the whole region of the class.
     """

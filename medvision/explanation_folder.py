@@ -67,7 +67,7 @@ class ExplanationFolder:
         choice, size = found.choices[0], image.shape[1::-1]
         shown = mask if choice.where is None else choice.where.cpu().numpy() > 0
         masks = [] if shown is None else [cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0]
-        caption = f"{choice.name} {found.probability[0]:.3f}"
+        caption = f"{found.probability[0]:.3f} {choice.name}"
         for method, heat in found.heat.items():
             maps = heat[0].cpu().numpy()
             self._save(name, f"{method}.npy", maps)

@@ -120,7 +120,8 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
     sizes = [_fitted(tile.image.shape[1], tile.image.shape[0]) for tile in tiles]
     cell = (TILE + 6, max((tall for _, tall in sizes), default=0) + above + 4)
     head = line * (2 if classes else 1) + 4
-    size = (columns * cell[0], head + -(-len(tiles) // columns) * cell[1])
+    texts = (font.getlength(title), sum(font.getlength(name) + 14 for name in classes))
+    size = (max(columns * cell[0], 8 + int(max(texts))), head + -(-len(tiles) // columns) * cell[1])
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((4, 2), title, "black", font)

@@ -337,6 +337,15 @@ def test_pictures_of_a_gallery_keep_their_shape(shape, shown, tmp_path):
     assert veiled == pytest.approx(0.5, abs=0.06)
 
 
+def test_the_title_of_a_narrow_gallery_is_whole(tmp_path):
+    gallery(
+        tmp_path / "g.png", [Tile("", np.full((4, 4, 3), 255, np.uint8), np.zeros((0, 4, 4), bool))], [], "m" * 60, 1
+    )
+    pixels = np.asarray(Image.open(tmp_path / "g.png"))
+    dark = np.flatnonzero((pixels[:20] < 128).any((0, 2)))
+    assert TILE < dark.max() < pixels.shape[1] - 2 and len(dark) / np.ptp(dark) > 0.6
+
+
 def test_a_gallery_of_nothing_has_its_title(tmp_path):
     gallery(tmp_path / "g.png", [], [], "0 of 0 mistakes")
     assert Image.open(tmp_path / "g.png").size == (6 * (TILE + 6), 24)

@@ -204,7 +204,7 @@ def test_weights_of_exclusive_classes(dataset: Callable[..., Any], fake_folder_l
     facts = {"classes": ["cat", "dog", "hen"], "num_outputs": 3}
     root = fake_folder_labels(tmp_path / "mine", 36, classes=facts["classes"], splits=["train", "val"])
     train = ids(dataset("folder_labels", root, facts))["train"]
-    of = {name: [i for i in train if i.startswith(f"train/{name}")] for name in ("cat", "dog", "hen")}
+    of = {name: [i for i in train if f"{name}/" in i] for name in ("cat", "dog", "hen")}
     assert [len(members) for members in of.values()] == [6, 6, 6]
     data = dataset("folder_labels", root, facts, exclude=[*of["dog"][:2], *of["hen"][:4]])
     assert data.class_weights() == pytest.approx([12 / 18, 1, 2])
