@@ -67,7 +67,7 @@ class ExplanationFolder:
         choice, size = found.choices[0], image.shape[1::-1]
         shown = mask if choice.where is None else choice.where.cpu().numpy() > 0
         masks = [] if shown is None else [cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0]
-        caption = f"{found.probability[0]:.3f} {choice.name}"
+        caption = f"{found.probability[0]:.3f} {choice.name}"  # a name may be long, and is whole in the title
         for method, heat in found.heat.items():
             maps = heat[0].cpu().numpy()
             self._save(name, f"{method}.npy", maps)
@@ -77,7 +77,7 @@ class ExplanationFolder:
                     with replacing(self._place(name, f"{method}_{layer}_{kind}.png")) as temporary:
                         Image.fromarray(pixels).save(temporary, "PNG")
             tiles = row(image, dict(zip(self.layers, maps, strict=True)), caption, np.array(masks, bool))
-            gallery(self._place(name, f"{method}.png"), tiles, [], f"{name}: {method} of {caption}", len(tiles))
+            gallery(self._place(name, f"{method}.png"), tiles, [], f"{name}: {method} of {choice.name}", len(tiles))
 
     def activations(self, name: str, found: Mapping[str, Tensor]) -> None:
         """Writes what layers answer to an image, as an array and as a figure.
