@@ -418,7 +418,7 @@ def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[
 
 
 def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, masks: NDArray[np.bool_]) -> list[Tile]:
-    """A row of a sheet: the image, and the heat of each layer over it.
+    """A row of a sheet: the image, and the heat of each layer over it; where there is none, the caption says so.
 
     Args:
         image: uint8 (H, W, C).
@@ -427,7 +427,8 @@ def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, ma
         masks: (K, H, W), painted over the image; K may be 0.
     """
     none = np.zeros((0, *image.shape[:2]), bool)
-    return [Tile(caption, image, masks), *(Tile(_end(name), heated(image, one), none) for name, one in heat.items())]
+    said = {name: _end(name) if one.any() else f"{_end(name, 20)}: no heat" for name, one in heat.items()}
+    return [Tile(caption, image, masks), *(Tile(said[name], heated(image, one), none) for name, one in heat.items())]
 
 
 def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:

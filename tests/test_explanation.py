@@ -351,8 +351,8 @@ def test_a_row_of_a_sheet():
     image = np.full((20, 30, 3), 100, np.uint8)
     heat = np.zeros((4, 6), np.float32)
     heat[:, 3:] = 1
-    tiles = row(image, {"layer": heat, "a" * 40: heat}, "cat 0.9", np.ones((1, 20, 30), bool))
-    assert [tile.caption for tile in tiles] == ["cat 0.9", "layer", "..." + "a" * 27]
+    tiles = row(image, {"layer": heat, "a" * 40: heat, "b": 0 * heat}, "cat 0.9", np.ones((1, 20, 30), bool))
+    assert [tile.caption for tile in tiles] == ["cat 0.9", "layer", "..." + "a" * 27, "b: no heat"]
     assert np.array_equal(tiles[0].image, image) and tiles[0].masks.all() and not tiles[1].masks.size
     hot, cold = tiles[1].image[:, -1].astype(int), tiles[1].image[:, 0].astype(int)
     assert (hot[:, 0] > hot[:, 2] + 50).all() and (cold[:, 2] > cold[:, 0] + 50).all()  # red, and blue
