@@ -66,6 +66,8 @@ class ExplanationFolder:
         """
         choice, size = found.choices[0], image.shape[1::-1]
         shown = mask if choice.where is None else choice.where.cpu().numpy() > 0
+        if shown is not None and shown.sum() == 1:  # a point, made large enough to be seen
+            shown = cv2.dilate(shown.astype(np.uint8), np.ones((1 + 2 * (min(shown.shape) // 32),) * 2)) > 0
         masks = [] if shown is None else [cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0]
         caption = f"{found.probability[0]:.3f} {choice.name}"  # a name may be long, and is whole in the title
         for method, heat in found.heat.items():
