@@ -104,7 +104,8 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
     status = "failed"
     try:
         yield
-        _tell_results(loggers, read_json(folder.metrics))
+        if folder.metrics.exists():  # not of a trial that its search stopped early
+            _tell_results(loggers, read_json(folder.metrics))
         status = "success"
     finally:
         for logger in loggers:
