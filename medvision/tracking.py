@@ -5,7 +5,6 @@ MEDVISION_JOB the number of the job, MEDVISION_TAGS what was chosen for it, as a
 """
 
 import json
-import logging
 import netrc
 import os
 import secrets
@@ -21,8 +20,6 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, write_json
 from medvision.runs import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 def wandb(save_dir: str, project: str, offline: bool | None = None, **options: Any) -> WandbLogger:
@@ -86,12 +83,14 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
         loggers: Those of the trainer.
         folder: Of the run; it keeps what the trackers call it.
         config: By dotted names.
+
+    Raises:
+        MedvisionError: If a resumed run is no longer in the store of MLflow.
     """
     known = _known(folder)
     for logger in loggers:
         if isinstance(logger, MLFlowLogger):
-            with _one_at_a_time():
-                _ = logger.experiment
+            _begin_mlflow(logger, folder)
             if logger.run_id == known.get("mlflow"):  # its config cannot be told twice
                 logger.experiment.update_run(logger.run_id, "RUNNING")
                 continue
@@ -112,6 +111,18 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
             logger.finalize(status)
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish(exit_code=int(status == "failed"))
+
+
+def _begin_mlflow(logger: MLFlowLogger, folder: RunFolder) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _one_at_a_time():
+            _ = logger.experiment
+    except MlflowException as error:
+        raise MedvisionError(
+            f"logger=mlflow: {error}; bring the store back, or remove {folder.trackers} to begin new ones there"
+        ) from error
 
 
 def _tell_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from medvision import cli, train
 from medvision.callbacks import EpochLines
+from medvision.errors import MedvisionError
 from medvision.runs import RunFolder
-from medvision.tracking import mlflow, wandb
+from medvision.tracking import mlflow, tracking, wandb
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TINY = [
@@ -197,6 +198,10 @@ def test_tags_of_a_job(tmp_path, monkeypatch, words, tags):
 def test_without_a_sweep_a_run_is_called_by_its_folder(places, tracked, tmp_path, monkeypatch):
     monkeypatch.delenv("MEDVISION_SWEEP", raising=False)
     found = mlflow(str(tmp_path / "mine"), "medvision", f"sqlite:///{places / 'runs' / 'mlflow.db'}")
+    (tmp_path / "trackers.json").write_text(json.dumps({"mlflow": "a" * 32}))
+    lost = mlflow(str(tmp_path), "medvision", f"sqlite:///{places / 'runs' / 'mlflow.db'}")
+    gone = r"not found; bring the store back, or remove .*trackers\.json"
+    with pytest.raises(MedvisionError, match=gone), tracking([lost], RunFolder(tmp_path), {}):
+        pass
     assert (found._run_name, found.tags["folder"]) == ("mine", str(tmp_path / "mine"))
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert RunFolder(tmp_path).trackers.name == "trackers.json"
