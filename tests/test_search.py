@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -118,6 +119,7 @@ def test_refused_before_any_trial(typed, message, tmp_path, monkeypatch):
     space = [] if any(cli.parsed(word).is_sweep_override() for word in typed) else [LR]
     with pytest.raises(MedvisionError, match=message):
         start(tmp_path / "search", *typed, *space)
+    assert not (tmp_path / "search").exists()
 
 
 class Trainings:
@@ -194,6 +196,13 @@ def test_failures_stop_nobody_and_are_told(trainings, tmp_path):
     assert lines[1] == f"  {folder / '1' / 'output.log'}: the training loss is nan" and "killed by signal 9" in lines[2]
     found = json.loads((folder / "search.json").read_text())
     assert [trial["state"] for trial in found["trials"]] == ["complete", "fail", "fail", "complete"]
+
+
+def test_without_optuna_nothing_is_begun(trainings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr(search, "_probe", lambda *_: pytest.fail("the data was looked at"))
+    with pytest.raises(MedvisionError, match="pip install optuna"):
+        start(tmp_path / "search", *TINY, LR)
 
 
 def test_values_that_do_not_go_together_are_a_failed_trial(trainings, tmp_path, monkeypatch):
