@@ -31,7 +31,10 @@ from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
+from medvision.tta import TestTimeAugmentation
 
+COUNTED = ("positive_weights", "class_weights")
+"""Entries of a loss that may be `auto`: methods of the data, which count them in its training split."""
 PROTOCOLS = ("clean", "paper")
 Training = tuple[pl.Trainer, EpochLines]
 
@@ -249,8 +252,9 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     model: nn.Module = _make(cfg.model, "model")
     if isinstance(model, Network):
         model.check(data.spec)
-    if cfg.loss.get("positive_weights") == "auto":
-        cfg.loss.positive_weights = data.positive_weights()
+    for name in COUNTED:
+        if cfg.loss.get(name) == "auto":
+            cfg.loss[name] = getattr(data, name)()
     loss = _make(cfg.loss, "loss")
     if getattr(loss, "target", data.spec.target) != data.spec.target:
         fitting = "cross_entropy" if data.spec.target == "label" else "bce_dice"
@@ -292,6 +296,7 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
             raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
     if cfg.get("cleaning") == "validation" and data.spec.target == "label":
         raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
+    task.tta = TestTimeAugmentation(cfg.get("tta", "none"))  # an older run has none
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)
@@ -341,8 +346,9 @@ def load_run(folder: Path | str, **task: Any) -> Run:
     """
     place = RunFolder(Path(folder).expanduser().resolve())
     cfg = load_config(place)
-    if cfg.loss.get("positive_weights") == "auto":  # an older run: only training needs the numbers, and they the data
-        cfg.loss.positive_weights = None
+    for name in COUNTED:  # an older run may not have them as numbers: only training needs these, and they the data
+        if cfg.loss.get(name) == "auto":
+            cfg.loss[name] = None
     stored = read_json(place.splits) if place.splits.exists() else {}
     if "mean" in stored:  # what it was trained with, whatever data is there now, if any
         cfg.data.spec.mean, cfg.data.spec.std = stored["mean"], stored["std"]

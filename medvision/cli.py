@@ -150,7 +150,7 @@ def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) 
     """
     overrides = [*overrides, *_searchpath(config_dir)]
     try:
-        return _compose(verb, overrides)
+        return _name_phantoms(_compose(verb, overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise MedvisionError(_explain(error, verb, overrides)) from error
 
@@ -180,6 +180,16 @@ def _searchpath(config_dir: str | None) -> list[str]:
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return hydra.compose(verb, list(overrides), return_hydra_config=True)
+
+
+def _name_phantoms(cfg: DictConfig) -> DictConfig:
+    """Lets no run on phantoms look like one on the real images: their name says so, and no challenge scores them."""
+    data = cfg.get("data")
+    if data and data.get("phantom") and not data.spec.name.startswith("phantom"):
+        data.spec.name = f"phantom_{data.spec.name}"
+        if "challenge" in data.spec:
+            data.spec.challenge = None
+    return cfg
 
 
 def _hand_to_hydra(verb: str, overrides: list[str]) -> None:

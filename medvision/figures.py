@@ -114,12 +114,14 @@ class Tile:
 
 
 def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
-    """Draws pictures in rows, each with its masks over it, a colour for each class."""
+    """Draws pictures in rows, each with its masks over it, a colour for each class; no side is above `TILE`."""
     font, line = ImageFont.load_default(13), 20
     above = line * max((tile.caption.count("\n") + 1 for tile in tiles), default=0)
-    cell = (TILE + 6, TILE + above + 4)
+    sizes = [_fitted(tile.image.shape[1], tile.image.shape[0]) for tile in tiles]
+    cell = (TILE + 6, max((tall for _, tall in sizes), default=0) + above + 4)
     head = line * (2 if classes else 1) + 4
-    size = (columns * cell[0], head + -(-len(tiles) // columns) * cell[1])
+    texts = (font.getlength(title), sum(font.getlength(name) + 14 for name in classes))
+    size = (max(columns * cell[0], 8 + int(max(texts))), head + -(-len(tiles) // columns) * cell[1])
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((4, 2), title, "black", font)
@@ -127,17 +129,23 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
     for k, name in enumerate(classes):
         draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
         x += draw.textlength(name, font) + 14
-    for n, tile in enumerate(tiles):
+    for n, (tile, wanted) in enumerate(zip(tiles, sizes, strict=True)):
         corner = (n % columns * cell[0], head + n // columns * cell[1])
         caption = "\n".join(_fitting(text, font) for text in tile.caption.split("\n"))
         draw.text((corner[0] + 2, corner[1]), caption, "black", font)
-        shown = cv2.resize(np.asarray(tile.image), (TILE, TILE), interpolation=cv2.INTER_AREA).reshape(TILE, TILE, -1)
-        view: Pixels = np.broadcast_to(shown, (TILE, TILE, 3)).astype(np.uint8)
-        for k, mask in enumerate(_enlarge(tile.masks, (TILE, TILE)) if len(tile.masks) else []):
+        shown = cv2.resize(np.asarray(tile.image), wanted, interpolation=cv2.INTER_AREA).reshape(*wanted[::-1], -1)
+        view: Pixels = np.broadcast_to(shown, (*wanted[::-1], 3)).astype(np.uint8)
+        for k, mask in enumerate(_enlarge(tile.masks, wanted) if len(tile.masks) else []):
             view = _paint(view, mask, CLASSES[k % len(CLASSES)])
         page.paste(Image.fromarray(view), (corner[0], corner[1] + above))
     with replacing(path) as temporary:
         page.save(temporary, "PNG")
+
+
+def _fitted(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a picture in a gallery, whose longer side is `TILE`."""
+    scale = TILE / max(width, height)
+    return max(TILE // 16, round(width * scale)), max(TILE // 16, round(height * scale))  # a row of numbers is seen
 
 
 def _fitting(text: str, font: "ImageFont.ImageFont | ImageFont.FreeTypeFont") -> str:

@@ -91,6 +91,7 @@ def finish(place: RunFolder) -> None:
             "intervals": intervals,
             "details": details,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
+            **({} if run.task.tta.name == "none" else {"tta": run.task.tta.name}),
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
             "fingerprint": run.data.cache.digest,
@@ -154,7 +155,7 @@ def show(place: RunFolder, run: Run) -> None:
             run.data.spec.name,
             " and the threshold" if run.decision.threshold else "",
         )
-    title = f"epoch {metrics['epoch']}"
+    title = f"epoch {metrics['epoch']}" + (f", tta {metrics['tta']}" if "tta" in metrics else "")
     if run.decision.threshold:
         title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
     beside = {f"{s} {name}": of for s, found in metrics.get("beside", {}).items() for name, of in found.items()}
