@@ -1,7 +1,6 @@
-"""From a config to plain objects: the one room that knows Hydra and OmegaConf besides the entry points."""
+"""From a config to plain objects: besides `configs` and the entry points the one room that knows OmegaConf."""
 
 import ctypes
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,22 +12,26 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
+from medvision.configs import load_config
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.files import read_json, write_text
+from medvision.files import read_json
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
 from medvision.prediction import Trained
+from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
+from medvision.tta import TestTimeAugmentation
 
 COUNTED = ("positive_weights", "class_weights")
 """Entries of a loss that may be `auto`: methods of the data, which count them in its training split."""
@@ -103,13 +106,18 @@ class Run:
         checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode, **others)
         lines = EpochLines()
         callbacks: list[pl.Callback] = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
+        if folder.trial.exists():
+            callbacks.append(Pruning(folder.trial, folder.pruned, self.task.monitor))
         loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
         trainer = _make(
             cfg.trainer,
             "trainer",
             callbacks=[*callbacks, Thaw(), lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
-            plugins=[PlainCheckpointIO()],
+            plugins=[
+                PlainCheckpointIO(),
+                LightningEnvironment(),
+            ],  # it starts its processes itself, in a job of Slurm too
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )
@@ -134,6 +142,25 @@ class Run:
                 raise MedvisionError(
                     f"task.monitor={self.task.monitor} is not defined where {missing[metric]}, as in the "
                     f"{len(truth)} of val; choose task.monitor=val/loss task.mode=min, or another split"
+                )
+
+    def check_shares(self, processes: int) -> None:
+        """Refuses a training by so many processes that cannot go well.
+
+        Raises:
+            MedvisionError: If one of them would have nothing to train on or to measure, or would wait for the gradients
+                of an encoder that is frozen.
+        """
+        frozen = self.config.model.get("freeze_encoder", False)
+        if processes > 1 and not isinstance(frozen, bool) and "unused" not in str(self.config.trainer.get("strategy")):
+            raise MedvisionError(
+                f"model.freeze_encoder={frozen} thaws the encoder while {processes} processes train; set "
+                "trainer.strategy=ddp_find_unused_parameters_true, which tells them to wait for no gradient of it"
+            )
+        for split in ("train", "val", self.data.watched):
+            if split is not None and (images := len(self.data.splits[split])) < processes:
+                raise MedvisionError(
+                    f"trainer.devices asks for {processes} processes, but {split} has only {images} images to share"
                 )
 
     def load_weights(self, path: Path) -> dict[str, Any]:
@@ -262,11 +289,14 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
     if cfg.get("protocol") == "paper" and data.spec.target == "label":
         raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    if cfg.get("protocol") == "paper" and not cfg.get("test", True):
+        raise MedvisionError("protocol=paper watches the test split, test=false keeps it for later; leave one out")
     for choice in ("temperature", "cleaning"):
         if cfg.get(choice, "none") not in ("none", "validation"):
             raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
     if cfg.get("cleaning") == "validation" and data.spec.target == "label":
         raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
+    task.tta = TestTimeAugmentation(cfg.get("tta", "none"))  # an older run has none
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)
@@ -329,42 +359,6 @@ def load_run(folder: Path | str, **task: Any) -> Run:
     run.best = checkpoint["callbacks"]["Checkpoint"]
     run.task.eval()
     return run
-
-
-def load_config(folder: RunFolder) -> DictConfig:
-    """The config of a run folder.
-
-    Raises:
-        MedvisionError: If there is none.
-    """
-    if not folder.config.exists():
-        raise MedvisionError(f"{folder.path} holds no run ({folder.config.relative_to(folder.path)} is missing)")
-    cfg = OmegaConf.load(folder.config)
-    if not isinstance(cfg, DictConfig):
-        raise MedvisionError(f"{folder.config} is not a config of a run")
-    return cfg
-
-
-def save_config(cfg: DictConfig, folder: RunFolder) -> None:
-    """Writes the resolved config; `paths` and what refers to it stay references, so that a folder can move.
-
-    Each path becomes its environment variable with the present place as the default.
-    """
-    raw, resolved = OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)
-    portable = _merge(raw, resolved)
-    for name, place in cfg.paths.items():
-        text = str(Path(place).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        portable["paths"][name] = f"${{oc.env:MEDVISION_{str(name).upper()},'{text}'}}"
-    folder.config.parent.mkdir(parents=True, exist_ok=True)
-    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(portable)))
-
-
-def _merge(raw: Any, resolved: Any) -> Any:
-    if isinstance(raw, dict):
-        return {key: _merge(value, resolved[key]) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_merge(value, resolved[i]) for i, value in enumerate(raw)]
-    return raw if isinstance(raw, str) and re.search(r"\$\{paths\.", raw) else resolved
 
 
 def _make(cfg: DictConfig, part: str, **objects: Any) -> Any:

@@ -30,8 +30,8 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         raise MedvisionError(f"split={cfg.split}: expected test or val")
     if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
         raise MedvisionError(f"resamples={cfg.resamples}: expected a number of 100 or more")
-    from medvision.build import load_config
     from medvision.comparison import compare
+    from medvision.configs import load_config
     from medvision.variants import find_runs, read_run
 
     folders = [Path(str(config.run)).expanduser().resolve() for config in configs]

@@ -187,7 +187,7 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
     """Draws bar charts: for each panel, of each split, a bar for each class with its length and what stands beside."""
     classes = [[*dict.fromkeys(name for values in splits.values() for name in values)] for splits in panels.values()]
     rows = max(len(names) * (len(splits) + 1) for names, splits in zip(classes, panels.values(), strict=True))
-    with _charts(path, 1, len(panels), (7 * len(panels), 1.2 + 0.2 * rows)) as charts:
+    with charted(path, 1, len(panels), (7 * len(panels), 1.2 + 0.2 * rows)) as charts:
         for axes, names, (label, splits) in zip(charts, classes, panels.items(), strict=True):
             thick = 0.84 / len(splits)
             for n, (split, values) in enumerate(splits.items()):
@@ -209,7 +209,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
     What is shown to be a difference is dark, the rest grey; without bounds there is only the value.
     """
     rows = max(len(values) for values in panels.values())
-    with _charts(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             for n, (value, low, high, clear) in enumerate(values.values()):
                 colour = "black" if clear else "grey"
@@ -226,7 +226,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
 def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draws for each panel and name the probability of each rank, the darker the likelier."""
     rows = max(len(values) for values in panels.values())
-    with _charts(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             shares = np.array([*values.values()])
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -257,7 +257,7 @@ def probabilities(
     title: str,
 ) -> None:
     """Draws an image (H, W, C) and the probability (K,) of each class, green where it is there, with its threshold."""
-    with _charts(path, 1, 2, (10, 4.6)) as (left, right):
+    with charted(path, 1, 2, (10, 4.6)) as (left, right):
         left.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
         left.set_axis_off()
         left.set_title(title, fontsize=9)
@@ -291,7 +291,7 @@ def sweep(
         metric: Name of the metric.
         title: What is written above.
     """
-    with _charts(path, 1, 1, (7, 4.4)) as (axes,):
+    with charted(path, 1, 1, (7, 4.4)) as (axes,):
         for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
             (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
             axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -311,7 +311,7 @@ def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], tit
         title: What is written above.
     """
     columns = len(panels)
-    with _charts(path, 2, columns, (4.4 * columns, 5.6), sharex=True, height_ratios=(3, 1)) as charts:
+    with charted(path, 2, columns, (4.4 * columns, 5.6), sharex=True, height_ratios=(3, 1)) as charts:
         charts[0].figure.suptitle(title, fontsize=9)
         for axes, shares, (name, drawn) in zip(charts, charts[columns:], panels.items(), strict=False):
             axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
@@ -387,7 +387,7 @@ def curves(
     panels["learning rate"] = ["lr"]
     columns = 4 if len(panels) in (4, 7, 8) or len(panels) > 9 else 3
     height = -(-len(panels) // columns)
-    with _charts(path, height, columns, (13 / 3 * columns, 3.6 * height)) as charts:
+    with charted(path, height, columns, (13 / 3 * columns, 3.6 * height)) as charts:
         for axes, (title, names) in zip(charts, panels.items(), strict=False):
             for n, (run, rows) in enumerate(runs.items()):
                 steps = max((step for _, step, _, _ in rows), default=0) + 1
@@ -424,7 +424,7 @@ def curves(
 
 
 @contextmanager
-def _charts(path: Path, rows: int, columns: int, size: tuple[float, float], **options: Any) -> "Iterator[list[Axes]]":
+def charted(path: Path, rows: int, columns: int, size: tuple[float, float], **options: Any) -> "Iterator[list[Axes]]":
     """Charts in rows, of a size in inches, written to a PNG when they are drawn; options of `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
     from matplotlib.figure import Figure

@@ -62,7 +62,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
             require_finished(place)
     runs = [load_run(place.path) for place in places]
     sliding = None if size is None else SlidingWindow(size, cfg.overlap)
-    predictor = Predictor([run.predicting() for run in runs], cfg.tta, sliding)
+    predictor = Predictor([run.predicting() for run in runs], None if cfg.tta == "stored" else cfg.tta, sliding)
     decision = _decision(runs, cfg.threshold, cfg.cleaning)
     heat = None if cfg.heat is None else Heat(predictor.models, str(cfg.heat), decision.threshold)
     folder = PredictionFolder(
@@ -74,7 +74,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         cfg.heat,
         runs=[_identity(place, run) for place, run in zip(places, runs, strict=True)],
         input=str(inputs.root),
-        tta=cfg.tta,
+        tta=predictor.tta,
         window=None if size is None else list(size),
         overlap=None if size is None else cfg.overlap,
     )

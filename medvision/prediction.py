@@ -57,7 +57,7 @@ class Predictor:
 
     Args:
         models: One, or several with the same classes, whose probabilities are averaged; moved to their devices.
-        tta: Views of an image, whose answers are averaged: a key of `medvision.tta.VIEWS`.
+        tta: Views of an image, whose answers are averaged: a key of `medvision.tta.VIEWS`; None: those of each task.
         window: Sees an image part by part at its own resolution; None: as a whole, resized to the network's size.
 
     Attributes:
@@ -65,13 +65,17 @@ class Predictor:
         classes: The K names.
         exclusive: Whether each image has exactly one of them.
         channels: Of the images to be read: 3 if any model sees colours, else 1.
+        tta: The views, of models that differ in them one name each.
 
     Raises:
         MedvisionError: If the models do not agree, or cannot be asked so.
     """
 
-    def __init__(self, models: Sequence[Trained], tta: str = "none", window: SlidingWindow | None = None) -> None:
-        self.models, self.tta, self.window = models, TestTimeAugmentation(tta), window
+    def __init__(self, models: Sequence[Trained], tta: str | None = None, window: SlidingWindow | None = None) -> None:
+        self.models, self.window = models, window
+        self.views = [model.task.tta if tta is None else TestTimeAugmentation(tta) for model in models]
+        names = [views.name for views in self.views]
+        self.tta = names[0] if len({*names}) == 1 else ", ".join(names)
         spec = models[0].task.spec
         for other in models[1:]:
             for fact in ("target", "kind", "classes"):
@@ -101,17 +105,20 @@ class Predictor:
         Raises:
             MedvisionError: If a model answers NaN.
         """
-        total = self._answer(self.models[0], image, name)
-        for model in self.models[1:]:
-            total += self._answer(model, image, name)
+        answers = (
+            self._answer(model, views, image, name) for model, views in zip(self.models, self.views, strict=True)
+        )
+        total = next(answers)
+        for answer in answers:
+            total += answer
         return total / np.float32(len(self.models))
 
-    def _answer(self, model: Trained, image: Pixels, name: str) -> NDArray[np.float32]:
+    def _answer(self, model: Trained, views: TestTimeAugmentation, image: Pixels, name: str) -> NDArray[np.float32]:
         task = model.task
         batch = model.see(image, task.spec.image_size if self.window is None else None)[None]
 
         def probability(images: Tensor) -> Tensor:
-            return self.tta(task, task.activate, images)
+            return views(task, task.activate, images)
 
         with torch.inference_mode(), model.precision.forward_context():
             batch = model.precision.convert_input(batch)

@@ -9,22 +9,28 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
-    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission"},
+    {"study"},
+    {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
     {"figures", "label_figures", "postprocess", "inputs"},
-    {"decision"},
+    {"decision", "study_figures"},
     {"tasks", "explanation", "trust"},
-    {"callbacks"},
+    {"callbacks", "pruning"},
     {"evaluation", "runs", "verification", "prediction"},
-    {"build"},
+    {"configs", "jobs", "gpus"},
+    {"build", "launchers", "tracking"},
     {"pretraining", "report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"cli"},
-    {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
+    {"evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "search", "models.__main__"},
+    {"sweep"},
+    {"train"},
 ]
 """A room may import from the levels above its own, never from its own level or from below."""
 KNOW_HYDRA = {
+    "configs",
     "build",
     "cli",
+    "sweep",
     "train",
     "evaluate",
     "predict",
@@ -33,6 +39,7 @@ KNOW_HYDRA = {
     "compare",
     "export",
     "explain",
+    "search",
     "models.__main__",
 }
 
@@ -90,9 +97,10 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain"],
-            ["torch", "pytorch_lightning", "cv2", "matplotlib"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "search"],
+            ["torch", "pytorch_lightning", "cv2", "matplotlib", "optuna"],
         ),
+        (["comparison", "variants", "report", "tracking"], ["wandb", "mlflow", "tensorboard"]),
     ],
 )
 def test_importing_leaves_out(modules, unwanted):
