@@ -165,7 +165,7 @@ class RunFolder:
 
 
 def facts(data: "ImageDataModule") -> dict[str, Any]:
-    """What a run keeps of its data: a fingerprint, the statistics that images are normalised by, ids and hashes of splits."""
+    """What a run keeps of its data: fingerprint, statistics that images are normalised by, ids and hashes of splits."""
     return {
         "fingerprint": data.cache.digest,
         "mean": data.normalisation[0].tolist(),
