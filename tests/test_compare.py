@@ -7,7 +7,8 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from medvision import cli
-from medvision.compare import escaped, start
+from medvision.compare import start
+from medvision.comparison_tables import escaped
 from medvision.errors import MedvisionError
 
 

@@ -18,6 +18,7 @@ ORDER = [
     {"build"},
     {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
+    {"comparison_tables"},
     {"cli"},
     {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
 ]
