@@ -13,6 +13,7 @@ from medvision.files import writable_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from medvision.comparison import Comparison
+    from medvision.variants import Measured
 
 log = logging.getLogger("medvision.compare")  # __name__ is __main__ here
 
@@ -33,6 +34,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         baseline=None if cfg.baseline is None else str(cfg.baseline),  # a job of a sweep is a number
         common=cfg.common,
         resamples=cfg.resamples,
+        images=cfg.images,
         output=None if cfg.output is None else Path(str(cfg.output)),
     )
 
@@ -45,6 +47,7 @@ def compare_folders(
     baseline: str | None = None,
     common: bool = False,
     resamples: int = 10000,
+    images: int = 60,
     output: Path | None = None,
 ) -> Path:
     """Compares finished runs, prints tables and writes them with figures: all that the verb does.
@@ -56,6 +59,7 @@ def compare_folders(
         baseline: As for `compare`.
         common: As for `compare`.
         resamples: As for `compare`, 100 or more.
+        images: How many are pictured in the page; with 0 no data and no weights are asked for.
         output: Where to write; None: `comparison` in the sweep's folder, or beside the first run.
 
     Returns:
@@ -68,6 +72,8 @@ def compare_folders(
         raise MedvisionError(f"split={split}: expected test or val")
     if not isinstance(resamples, int) or resamples < 100:
         raise MedvisionError(f"resamples={resamples}: expected a number of 100 or more")
+    if not isinstance(images, int) or images < 0:
+        raise MedvisionError(f"images={images}: expected a number of images, or 0 for none")
     from medvision.build import load_config
     from medvision.comparison import compare
     from medvision.variants import find_runs, read_run
@@ -86,7 +92,9 @@ def compare_folders(
     output = writable_folder((output or beside / "comparison").expanduser().resolve(), "output=<folder>")
     write(found, output)
     show(found)
+    write_text(output / "report.html", page(found, runs, images))
     print(f"results: {output / 'comparison.json'}")
+    print(f"page:    {output / 'report.html'}")
     return output
 
 
@@ -108,6 +116,22 @@ def write(found: "Comparison", folder: Path) -> None:
         forest.setdefault(title, {})[d.variant] = d.value, d.low, d.high, d.verdict != "not shown"
     if forest:
         figures.forest(folder / "differences.png", forest)
+
+
+def page(found: "Comparison", runs: Sequence["Measured"], images: int) -> str:
+    """The page with pictures of so many images; if there can be none, it says why."""
+    from medvision.logger import read_history
+    from medvision.page import render
+    from medvision.page_images import pictured
+    from medvision.runs import RunFolder
+
+    histories = {str(run.folder): read_history(RunFolder(run.folder).history) for run in runs}
+    try:
+        return render(found, histories, pictured(found, runs, images) if images else None)
+    except MedvisionError as error:
+        warning = f"there are no pictures of images: {error}"
+        log.warning("%s", warning)
+        return render(found, histories, None, [warning])
 
 
 def show(found: "Comparison") -> None:

@@ -341,6 +341,7 @@ def _described(run: Measured, metrics: Sequence[str]) -> dict[str, Any]:
         "folder": str(run.folder),
         "command": shlex.join(["python", "-m", "medvision.train", *run.typed]),
         **run.repetition,
+        "epoch": run.epoch,
         "code": run.code,
         "evaluations": [*run.again],
         "metrics": {name: run.stored[name] for name in metrics},

@@ -18,7 +18,9 @@ ORDER = [
     {"build"},
     {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
-    {"comparison_tables"},
+    {"comparison_tables", "page_images"},
+    {"page_figures"},
+    {"page"},
     {"cli"},
     {"train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
 ]
