@@ -118,6 +118,7 @@ const headOf = (v, run) => {
 // a figure of masks: image and truth, then prediction and errors of each variant
 async function drawMasks(figure, image, k, chosen) {
   const token = (figure.token = {});
+  figure.ariaBusy = "true";
   const [base, truths, ...answers] = await Promise.all([image.image, image.truth, ...image.answers].map(pixelsOf));
   if (figure.token !== token) return; // another one was asked for meanwhile
   const several = pictures.classes.length > 1;
@@ -144,6 +145,7 @@ async function drawMasks(figure, image, k, chosen) {
   });
   const of = several ? `; class ${pictures.classes[k]}` : "";
   figure.replaceChildren(element("figcaption", {}, captionOf(image) + of), strip);
+  figure.ariaBusy = "false";
 }
 
 // a figure of labels: the image, then the probabilities of each variant
@@ -155,7 +157,9 @@ const wanted = (run, probability, chosen, only) => {
 };
 async function drawLabels(figure, image, k, chosen) {
   const place = pictures.every.ids.indexOf(image.id), canvas = element("canvas", { className: "image" });
-  const token = (figure.token = {}), base = await pixelsOf(image.image);
+  const token = (figure.token = {});
+  figure.ariaBusy = "true";
+  const base = await pixelsOf(image.image);
   if (figure.token !== token) return;
   put(canvas, base, () => {});
   const there = pictures.classes.filter((_, n) => image.truth[n]).join(" + ") || "none";
@@ -186,6 +190,7 @@ async function drawLabels(figure, image, k, chosen) {
     strip.append(element("div", { className: "answer" }, headOf(v, run), odds));
   });
   figure.replaceChildren(element("figcaption", {}, captionOf(image)), strip);
+  figure.ariaBusy = "false";
 }
 function ratesOf(v, k, chosen) {
   const { truth, probability, runs } = pictures.every;

@@ -61,10 +61,9 @@ def conclusion(found: Comparison) -> list[str]:
             if shown := [text for text, d in zip(shown, of, strict=True) if d.verdict == verdict]:
                 lines.append(f"{metric}: shown to be {verdict} than {found.baseline}: {'; '.join(shown)}.")
         if unclear := [d.variant for d in of if d.verdict == "not shown"]:
-            every = "" if len(unclear) < len(of) else "no difference is shown at all: "
             lines.append(
-                f"{metric}: {every}not shown is a difference between {found.baseline} and {'; '.join(unclear)}. "
-                "That does not say that there is none."
+                f"{metric}: not shown to differ from {found.baseline}: {'; '.join(unclear)}. "
+                f"That does not say that {'they do' if len(unclear) > 1 else 'it does'} not."
             )
     seeds = {len(e.seeds) for v in found.variants for e in v.estimates.values()}
     lines.append(

@@ -52,7 +52,7 @@ def ranks(found: Comparison, metric: str) -> str:
         cells = ""
         for share in shares:
             text = f"{share:.0%}" if share >= 0.005 else "" if share == 0 else "&lt;1%"
-            dark = ' class="dark"' if share > 0.55 else ""
+            dark = ' class="dark"' if share > 0.75 else ""
             cells += f'<td{dark} style="--share:{share * 100:.1f}%">{text}</td>'
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     head = f'<thead><tr><th scope="col">variant</th>{head}</tr></thead>'
@@ -82,7 +82,7 @@ def _panel(title: str, lines: Sequence[tuple[int, str, Sequence[tuple[int, float
     values = [value for *_, points in lines for _, value in points]
     log = title.endswith("loss") and 0 < 10 * min(values) < max(values)
     scale = math.log10 if log else float
-    across = _ticks([epoch for *_, points in lines for epoch, _ in points])
+    across = _ticks([epoch for *_, points in lines for epoch, _ in points], least=1)
     up = _ticks([scale(value) for value in values])
 
     def place(x: float, y: float) -> str:
@@ -137,12 +137,12 @@ def _at(ticks: Sequence[float], value: float) -> str:
     return f"{4 + 92 * _share(ticks, value):.2f}%"
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers around all values, four to eight of them."""
+def _ticks(values: Sequence[float], least: float = 0) -> list[float]:
+    """Round numbers around all values, some two to eight of them, at least so far apart."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - abs(low) / 10 - 1e-3, high + abs(high) / 10 + 1e-3
     size = 10.0 ** math.floor(math.log10(high - low))
-    step = next(of * size for of in (0.2, 0.5, 1.0, 2.0) if (high - low) / (of * size) <= 6)
+    step = max(least, next(of * size for of in (0.2, 0.5, 1.0, 2.0) if (high - low) / (of * size) <= 6))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(n * step, 12) for n in range(first, last + 1)]
