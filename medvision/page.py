@@ -13,6 +13,7 @@ from medvision.comparison_tables import Table, interval, number, tables
 from medvision.logger import Row
 
 PARTS = Path(__file__).parent
+SHORT = 20  # letters that stay in one line
 
 
 def render(
@@ -125,7 +126,9 @@ def _of_metric(found: Comparison, metric: str, of: Sequence[Table]) -> str:
 
 def _table(table: Table) -> str:
     """A table that can be sorted by a click on a heading."""
-    kinds = ['class="word"' if n in table.words else 'class="number"' for n in range(len(table.header))]
+    longest = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    of_words = ['class="word short"' if length <= SHORT else 'class="word"' for length in longest]
+    kinds = [of_words[n] if n in table.words else 'class="number"' for n in range(len(table.header))]
     head = "".join(
         f'<th scope="col" {kind} aria-sort="none"><button type="button">{escape(name)}</button></th>'
         for kind, name in zip(kinds, table.header, strict=True)

@@ -75,7 +75,7 @@ def pictured(found: Comparison, runs: Sequence[Measured], number: int) -> dict[s
         "target": "mask",
         "classes": rows[0].classes,
         "levels": LEVELS,
-        "by": found.metrics[0],
+        "by": found.each_is[found.metrics[0]],
         "colours": {"truth": figures.TRUTH, "missed": figures.MISSED, "false": figures.FALSE}
         | {"classes": figures.CLASSES},
         "metrics": metrics,
@@ -92,7 +92,7 @@ def pictured(found: Comparison, runs: Sequence[Measured], number: int) -> dict[s
             }
             for n, image in zip((*most, *others), ids, strict=True)
         ],
-        "most": len(most[:SIDE_BY_SIDE]),
+        "most": sum(bool(apart[n] > 0) for n in most[:SIDE_BY_SIDE]),
         "of": found.images,
     }
     if isinstance(rows[0], MaskRows):
@@ -108,7 +108,7 @@ def pictured(found: Comparison, runs: Sequence[Measured], number: int) -> dict[s
 
 
 def disagreement(found: Comparison) -> Floats:
-    """The range over variants of the first metric of each image (N,), 0 where none has a value."""
+    """The range over variants of `each` of the first metric (N,), 0 where none has a value."""
     values = np.stack([*found.each[found.metrics[0]].values()])
     known = ~np.isnan(values)
     span = np.where(known, values, -np.inf).max(0) - np.where(known, values, np.inf).min(0)
@@ -128,7 +128,7 @@ def chosen(found: Comparison, number: int) -> tuple[list[int], list[int]]:
     half = number // 2 if len(values) > 1 else 0
     most = np.argsort(-disagreement(found), kind="stable").tolist()[:half]
     mean = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
-    goodness = np.where(known.any(0), -mean if lower_is_better(metric) else mean, np.inf)
+    goodness = np.where(known.any(0), -mean if lower_is_better(found.each_is[metric]) else mean, np.inf)
     rest = [n for n in np.argsort(goodness, kind="stable").tolist() if n not in {*most}]
     evenly = np.linspace(0, len(rest) - 1, number - half).round().astype(int).tolist() if rest else []
     return most, [rest[n] for n in evenly]
