@@ -1,7 +1,6 @@
-"""From a config to plain objects: the one room that knows Hydra and OmegaConf besides the entry points."""
+"""From a config to plain objects: besides `configs` and the entry points the one room that knows OmegaConf."""
 
 import ctypes
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,15 +12,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
+from medvision.configs import load_config
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.files import read_json, write_text
+from medvision.files import read_json
 from medvision.logger import HistoryLogger, Row, read_history
 from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
@@ -107,7 +108,10 @@ class Run:
             "trainer",
             callbacks=[*callbacks, Thaw(), lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
-            plugins=[PlainCheckpointIO()],
+            plugins=[
+                PlainCheckpointIO(),
+                LightningEnvironment(),
+            ],  # it starts its processes itself, in a job of Slurm too
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )
@@ -132,6 +136,25 @@ class Run:
                 raise MedvisionError(
                     f"task.monitor={self.task.monitor} is not defined where {missing[metric]}, as in the "
                     f"{len(truth)} of val; choose task.monitor=val/loss task.mode=min, or another split"
+                )
+
+    def check_shares(self, processes: int) -> None:
+        """Refuses a training by so many processes that cannot go well.
+
+        Raises:
+            MedvisionError: If one of them would have nothing to train on or to measure, or would wait for the gradients
+                of an encoder that is frozen.
+        """
+        frozen = self.config.model.get("freeze_encoder", False)
+        if processes > 1 and not isinstance(frozen, bool) and "unused" not in str(self.config.trainer.get("strategy")):
+            raise MedvisionError(
+                f"model.freeze_encoder={frozen} thaws the encoder while {processes} processes train; set "
+                "trainer.strategy=ddp_find_unused_parameters_true, which tells them to wait for no gradient of it"
+            )
+        for split in ("train", "val", self.data.watched):
+            if split is not None and (images := len(self.data.splits[split])) < processes:
+                raise MedvisionError(
+                    f"trainer.devices asks for {processes} processes, but {split} has only {images} images to share"
                 )
 
     def load_weights(self, path: Path) -> dict[str, Any]:
@@ -325,42 +348,6 @@ def load_run(folder: Path | str, **task: Any) -> Run:
     run.best = checkpoint["callbacks"]["Checkpoint"]
     run.task.eval()
     return run
-
-
-def load_config(folder: RunFolder) -> DictConfig:
-    """The config of a run folder.
-
-    Raises:
-        MedvisionError: If there is none.
-    """
-    if not folder.config.exists():
-        raise MedvisionError(f"{folder.path} holds no run ({folder.config.relative_to(folder.path)} is missing)")
-    cfg = OmegaConf.load(folder.config)
-    if not isinstance(cfg, DictConfig):
-        raise MedvisionError(f"{folder.config} is not a config of a run")
-    return cfg
-
-
-def save_config(cfg: DictConfig, folder: RunFolder) -> None:
-    """Writes the resolved config; `paths` and what refers to it stay references, so that a folder can move.
-
-    Each path becomes its environment variable with the present place as the default.
-    """
-    raw, resolved = OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)
-    portable = _merge(raw, resolved)
-    for name, place in cfg.paths.items():
-        text = str(Path(place).resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        portable["paths"][name] = f"${{oc.env:MEDVISION_{str(name).upper()},'{text}'}}"
-    folder.config.parent.mkdir(parents=True, exist_ok=True)
-    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(portable)))
-
-
-def _merge(raw: Any, resolved: Any) -> Any:
-    if isinstance(raw, dict):
-        return {key: _merge(value, resolved[key]) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_merge(value, resolved[i]) for i, value in enumerate(raw)]
-    return raw if isinstance(raw, str) and re.search(r"\$\{paths\.", raw) else resolved
 
 
 def _make(cfg: DictConfig, part: str, **objects: Any) -> Any:

@@ -93,8 +93,9 @@ class Checkpoint(pl.callbacks.Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the last epoch."""
         self._save(trainer)
-        for slot in self.folder.glob(".*.slot"):
-            slot.unlink()
+        if trainer.is_global_zero:
+            for slot in self.folder.glob(".*.slot"):
+                slot.unlink()
 
     def _save(self, trainer: pl.Trainer) -> None:
         loss = trainer.callback_metrics.get("train/loss")
@@ -104,7 +105,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
                 "epochs before are kept. Try a smaller optimizer.lr, trainer.gradient_clip_val=1, or "
                 "trainer.precision=32-true"
             )
-        last = self.folder / "last.ckpt"
+        last, improved = self.folder / "last.ckpt", sorted(self._improved)
+        self._improved, self._pending = set(), False
         if not trainer.is_global_zero:
             trainer.save_checkpoint(last)  # every process takes part, the first one writes
             return
@@ -113,13 +115,12 @@ class Checkpoint(pl.callbacks.Checkpoint):
         slot = next(s for s in slots if not s.exists() or s.stat().st_nlink == 1)
         trainer.save_checkpoint(slot)
         # last.ckpt knows which epoch is best: if it came first, a kill in between would leave it an older best.ckpt
-        for path in [*(self.folder / f"{name}.ckpt" for name in sorted(self._improved)), last]:
+        for path in [*(self.folder / f"{name}.ckpt" for name in improved), last]:
             with replacing(path) as temporary:
                 try:
                     os.link(slot, temporary)
                 except OSError:  # a file system without links
                     shutil.copyfile(slot, temporary)
-        self._improved, self._pending = set(), False
 
 
 class PlainCheckpointIO(TorchCheckpointIO):

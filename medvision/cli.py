@@ -1,28 +1,35 @@
 """The command line: Hydra's words, quick answers, one message for what is refused. Imports no torch."""
 
 import difflib
+import itertools
 import logging
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
 
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+"""Which of the processes of a training this is; those above 0 are started by the first and say nothing."""
+
 Action = Callable[[Any, Path, list[str]], None]
+Sweep = Callable[[list[list[str]], list[DictConfig], list[str]], None]
 
 TRACEBACK = "traceback=true"
 
@@ -33,7 +40,7 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def main(verb: str, action: Action, several: str | None = None) -> None:
+def main(verb: str, action: Action, several: str | None = None, sweep: Sweep | None = None) -> None:
     """Runs a verb.
 
     Args:
@@ -41,17 +48,26 @@ def main(verb: str, action: Action, several: str | None = None) -> None:
         action: Called with the composed config, the folder that `hydra.run.dir` gives, and the overrides as typed,
             `--config-dir` as Hydra's override `hydra.searchpath`.
         several: A group of which a list of choices may be typed; `action` is then called with a list of configs.
+        sweep: Called in the place of `action`, with `-m` or if the config says so, with the overrides and the composed
+            config of each job, and the words after the verb with which it is called again; without it Hydra sweeps.
     """
     arguments = get_args_parser().parse_args()
     with _refusals(TRACEBACK in arguments.overrides):
         _set_up_logging()
-        ours = {"overrides", "config_dir", "run", "experimental_rerun"}
+        ours = {"overrides", "config_dir", "run", "experimental_rerun", *(["multirun"] if sweep else [])}
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
         typed = [*arguments.overrides, *_searchpath(arguments.config_dir)]
-        configs = [compose(verb, overrides) for overrides in variants(typed, several)]
+        first = typed if sweep is None else expand(typed)[0]
+        configs = [compose(verb, overrides) for overrides in variants(first, several)]
         cfg = configs[0]
+        if sweep and (arguments.multirun or str(cfg.hydra.mode).endswith("MULTIRUN")):
+            jobs = expand(typed, cfg.hydra.sweeper.params or {})
+            sweep(jobs, [compose(verb, job) for job in jobs], [*(["-m"] if arguments.multirun else []), *typed])
+            return
+        if first != typed:
+            compose(verb, typed)  # refuses choices where no sweep was asked for
         if str(cfg.hydra.mode).endswith("MULTIRUN"):
             _hand_to_hydra(verb, arguments.overrides)
             return
@@ -70,6 +86,39 @@ def variants(overrides: list[str], group: str | None) -> list[list[str]]:
     choices = listed[-1].partition("=")[2].strip("[]").split(",")
     rest = [o for o in overrides if o not in listed]
     return [[*rest, f"{group}={choice.strip()}"] for choice in dict.fromkeys(choices)]
+
+
+def expand(overrides: Sequence[str], params: Mapping[str, Any] | None = None) -> list[list[str]]:
+    """The overrides of each job of a sweep: all combinations of the choices in them, the last varying fastest.
+
+    Args:
+        overrides: As typed; choices as Hydra has them: `seed=1,2`, `seed=range(1,4)`, `model=glob(unet*)`.
+        params: More of them, as `hydra.sweeper.params`; what was typed wins.
+
+    Raises:
+        MedvisionError: If they cannot be read.
+    """
+    words = [*(f"{key}={value}" for key, value in (params or {}).items()), *overrides]
+    choices: dict[str, list[str]] = {}
+    try:
+        path = create_config_search_path(str(config_folder()))
+        for override in OverridesParser.create().parse_overrides(words):
+            if override.key_or_group == "hydra.searchpath":
+                for place in cast(list[str], override.value()):
+                    path.append("typed", place)
+        for override in OverridesParser.create(ConfigLoaderImpl(path)).parse_overrides(words):
+            key, value = override.get_key_element(), cast(Any, override.value())
+            if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+                value.exclude.append("_*")  # parts of choices
+            if not override.is_sweep_override():
+                choices[key] = [str(override.input_line)]
+            elif override.is_discrete_sweep():
+                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                raise MedvisionError(f"{override.input_line}: a sweep needs choices, as 1,2 or range(1,4)")
+    except HydraException as error:
+        raise MedvisionError(str(error)) from error
+    return [[*job] for job in itertools.product(*choices.values())]
 
 
 def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -113,7 +162,7 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _hand_to_hydra(verb: str, overrides: list[str]) -> None:
-    """Help, printing of configs, completion and sweeps are Hydra's own."""
+    """Help, printing of configs, completion and sweeps of other verbs are Hydra's own."""
 
     def job(_: DictConfig) -> None:
         # a job of a sweep is a process of its own: its memory is freed, its trackers see one run
@@ -175,7 +224,7 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
     except MedvisionError as error:
         if with_traceback:
             raise
-        print(f"error: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
+        print(f"error{f' in process {RANK}' if RANK else ''}: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(1)
 
 
@@ -184,11 +233,12 @@ def _set_up_logging() -> None:
     handler = _Printing()
     handler.setFormatter(_Plain())
     logger = logging.getLogger("medvision")
-    logger.handlers, logger.propagate = [handler], True
+    logger.handlers, logger.propagate = [handler] if RANK == 0 else [], True
     logger.setLevel(logging.INFO)
     logging.getLogger().handlers = [logging.NullHandler()]
     logging.captureWarnings(True)
     warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", r"It is recommended to use .self\.log")  # of numbers that are the same everywhere
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 

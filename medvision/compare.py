@@ -74,8 +74,8 @@ def compare_folders(
         raise MedvisionError(f"resamples={resamples}: expected a number of 100 or more")
     if not isinstance(images, int) or images < 0:
         raise MedvisionError(f"images={images}: expected a number of images, or 0 for none")
-    from medvision.build import load_config
     from medvision.comparison import compare
+    from medvision.configs import load_config
     from medvision.variants import find_runs, read_run
 
     folders = [folder.expanduser().resolve() for folder in folders]

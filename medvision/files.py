@@ -1,10 +1,13 @@
-"""Files written whole or not at all, and the lock that keeps two processes out of one folder."""
+"""Files written whole or not at all, and what keeps processes out of each other's way."""
 
 import csv
+import ctypes
 import fcntl
 import io
 import json
 import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,3 +97,10 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise MedvisionError(busy) from None
         yield
+
+
+def end_with_parent() -> None:
+    """Has the system end this process as soon as the one that started it ends, however it ends (Linux, prctl(2))."""
+    if sys.platform == "linux":
+        set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)

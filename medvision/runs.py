@@ -1,40 +1,20 @@
 """A run folder: what lies where in it, and the record of the circumstances."""
 
-import importlib.metadata
 import os
 import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
-import torch
-
-from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_json
 
-PACKAGES = [
-    "medvision",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "timm",
-    "segmentation-models-pytorch",
-    "albumentations",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "scikit-learn",
-    "hydra-core",
-    "omegaconf",
-]
+if TYPE_CHECKING:
+    from medvision.data import ImageDataModule
 
 
 @dataclass(frozen=True)
@@ -93,6 +73,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def trackers(self) -> Path:
+        """What wandb and mlflow call the run, where it is tracked by them."""
+        return self.path / "trackers.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that trains."""
         return self.path / ".lock"
@@ -127,18 +112,13 @@ class RunFolder:
             )
         return self.best
 
-    def record_data(self, data: ImageDataModule) -> None:
+    def record_data(self, data: "ImageDataModule") -> None:
         """Writes the split; on a run that has one, checks that the data is still the same.
 
         Raises:
             MedvisionError: If it is not.
         """
-        now = {
-            "fingerprint": data.cache.digest,
-            "mean": data.normalisation[0].tolist(),
-            "std": data.normalisation[1].tolist(),
-            **{name: [s.id for s in samples] for name, samples in data.splits.items()},
-        }
+        now = facts(data)
         if not self.splits.exists():
             write_json(self.splits, now)
         elif (then := read_json(self.splits)) != now:
@@ -149,10 +129,17 @@ class RunFolder:
             )
 
     def record_start(self, seed: int, warnings: Sequence[str] = ()) -> None:
-        """Writes the environment and adds this start, with the warnings about its data, to the list."""
-        record = read_json(self.environment) if self.environment.exists() else environment(seed) | {"starts": []}
+        """Writes the environment and adds this start, with the warnings about its data, to the list.
+
+        A later start has what has changed since the first.
+        """
+        from medvision.provenance import differences, environment
+
+        now = environment(seed)
+        record = read_json(self.environment) if self.environment.exists() else now | {"starts": []}
         start = {"time": _now(), "command": sys.argv, "pid": os.getpid(), "host": platform.node()}
-        record["starts"].append(start | {"data_warnings": [*warnings]})
+        changed = {"changed": differences(record, now)} if record["starts"] else {}
+        record["starts"].append(start | changed | {"data_warnings": [*warnings]})
         write_json(self.environment, record)
 
     def record_end(self, seconds_per_epoch: list[float]) -> None:
@@ -166,55 +153,19 @@ class RunFolder:
         write_json(self.environment, record)
 
 
-def peak_memory() -> int:
-    """Largest memory of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def environment(seed: int) -> dict[str, Any]:
-    """Versions, git state, hardware and seed."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None  # a checkout that was not installed
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+def facts(data: "ImageDataModule") -> dict[str, Any]:
+    """What a run keeps of its data: a fingerprint, the statistics that images are normalised by, the ids of splits."""
     return {
-        "seed": seed,
-        "python": platform.python_version(),
-        "versions": versions,
-        "git": _git(),
-        "hardware": {
-            "platform": platform.platform(),
-            "cpu": _cpu_name(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-            "gpus": gpus,
-        },
+        "fingerprint": data.cache.digest,
+        "mean": data.normalisation[0].tolist(),
+        "std": data.normalisation[1].tolist(),
+        **{name: [s.id for s in samples] for name, samples in data.splits.items()},
     }
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit and dirtiness of the code that runs, None where it is no checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+def peak_memory() -> int:
+    """Largest memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _now() -> str:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from medvision.decision import Decision
@@ -154,12 +155,22 @@ class Task(pl.LightningModule):
         if "of_train" in self.measures:
             self._measure("train").update(self.activate(outputs.detach()), batch["target"])
         if self._logs_step():  # `log` takes a millisecond, on other steps for nothing
-            self.log_dict({"train/loss_step": loss, "lr": self._rate()}, batch_size=len(batch["image"]))
+            numbers: dict[str, Tensor | float] = {"train/loss_step": loss, "lr": self._rate()}
+            self.log_dict(numbers, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Logs `train/loss`, the mean over the images of the epoch, and what is measured of it."""
         self._log_epoch("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Gives each process the buffers of the first, as statistics of batch norms: all measure one network."""
+        if isinstance(network := self.trainer.model, DistributedDataParallel):
+            network.broadcast_buffers = (
+                False  # at each forward, of which processes with unequal shares have unequally many
+            )
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Measures one batch of what is watched; returns its probabilities, for callbacks that draw."""
@@ -223,7 +234,9 @@ class Task(pl.LightningModule):
         losses, images = zip(*self.losses[split], strict=True)
         self.losses[split] = []
         values = torch.stack(losses).float()
-        self.log(f"{split}/loss", values @ values.new_tensor(images) / sum(images), sync_dist=True)
+        weights = values.new_tensor(images)
+        sums = self.trainer.strategy.reduce(torch.stack([values @ weights, weights.sum()]), reduce_op="sum")
+        self.log(f"{split}/loss", sums[0] / sums[1])
         if f"of_{split}" in self.measures:
             measure = self._measure(split)
             found = {f"{split}/{name}": value for name, value in measure.compute().items()}

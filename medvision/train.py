@@ -2,20 +2,29 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvision import cli
+from medvision import cli, sweep
+from medvision.configs import changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
-from medvision.files import locked, writable_folder, write_text
+from medvision.files import end_with_parent, locked, read_json
+from medvision.jobs import quoted
+from medvision.runs import RunFolder
 
 if TYPE_CHECKING:
-    from medvision.build import Run, Training
-    from medvision.runs import RunFolder
+    from pytorch_lightning import Trainer
 
+    from medvision.build import Run, Training
+
+SAME = "same"
 log = logging.getLogger("medvision.train")  # __name__ is __main__ here
 
 
@@ -24,118 +33,219 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     if cfg.resume is not None:
         resume(Path(cfg.resume), overrides)
         return
-    from medvision.runs import RunFolder
-
-    if cfg.ckpt_path is not None:
-        cfg.ckpt_path = str(Path(cfg.ckpt_path).expanduser().resolve())
-    place = RunFolder(folder.resolve())
-    if place.config.exists():
-        raise MedvisionError(
-            f"{place.path} already holds a run; go on with it by resume={folder}, or choose another hydra.run.dir"
-        )
-    made = not place.path.exists()
-    writable_folder(place.path, "hydra.run.dir=<folder> or MEDVISION_RUNS")
+    if cfg.repeat is not None:
+        repeat(Path(cfg.repeat), folder, overrides, cfg.check)
+        return
+    if cfg.check:
+        raise MedvisionError("check=true goes with repeat=<folder>, of which it says what has changed since")
+    made = not folder.exists()
+    place = prepare(cfg, folder, overrides)
     try:
-        prepared = _prepared(cfg, place)
-        from medvision.build import save_config
-
-        if "positive_weights" in cfg.loss:
-            cfg.loss.positive_weights = prepared[0].config.loss.positive_weights  # what was `auto`, as numbers
-        cfg.data.exclude = sorted(prepared[0].data.exclude)  # what a file listed, by name
-        save_config(cfg, place)
-        write_text(place.overrides, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        begun = _begun(place)
     except BaseException:
-        if made:
-            shutil.rmtree(place.path, ignore_errors=True)  # refused: as if nothing had been asked
+        shutil.rmtree(place.path if made else place.config.parent)  # refused: as if nothing had been asked
         raise
-    execute(*prepared)
+    execute(*begun)
 
 
 def resume(folder: Path, overrides: list[str]) -> None:
-    """Goes on with a run after any stop; a finished one is shown again.
+    """Begins a prepared run, or goes on with one after any stop; a finished one is shown again.
 
     Raises:
         MedvisionError: If the folder holds no run, or the config is to be changed.
     """
-    from medvision.build import load_config
-    from medvision.runs import RunFolder
-
     place = RunFolder(folder.expanduser().resolve())
-    cfg = load_config(place)
-    stored = [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
+    load_config(place)
+    stored = _typed(place)
     typed = [o for o in overrides if not o.startswith(("resume=", "hydra.")) and o != cli.TRACEBACK]
-    if typed and (changes := _differences(stored, [*stored, *typed])):
+    if typed and (changed := changes(_composed(stored), _composed([*stored, *typed]))):
         raise MedvisionError(
             f"resume={folder} goes on with the config of that run, but other values were asked for:\n  "
-            + "\n  ".join(changes)
+            + "\n  ".join(changed)
             + "\nLeave them out; or start a new run from its weights and optimizer with "
             f"ckpt_path={place.last} and the new values"
         )
-    execute(*_prepared(cfg, place))
+    execute(*_begun(place))
 
 
-def _prepared(cfg: DictConfig, place: "RunFolder") -> "tuple[Run, Training]":
-    """Everything that can be refused, before any long work; the last of it is decoding the images."""
+def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None:
+    """Says what has changed since a run, trains it again in a new folder, and compares the two bit for bit.
+
+    Args:
+        folder: The finished run.
+        again: The new folder; where none was typed, the name of the run is put before its time.
+        overrides: As typed.
+        check: Whether to stop before the training.
+
+    Raises:
+        MedvisionError: If there is no finished run, other values were asked for, or nothing has changed that is known
+            to matter, and the results still differ.
+    """
+    from medvision.report import print_rows, require_finished
+
+    place = RunFolder(folder.expanduser().resolve())
+    cfg = load_config(place)
+    require_finished(place)
+    ours = ("repeat=", "check=", "hydra.")
+    if typed := [o for o in overrides if not o.startswith(ours) and o != cli.TRACEBACK]:
+        raise MedvisionError(f"repeat={folder} has the config of that run; leave out {' '.join(typed)}")
+    if not any(o.startswith("hydra.run.dir=") for o in overrides):
+        again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    new = prepare(cfg, again, _typed(place))
+    try:
+        begun = _begun(new)
+        changed = _changed_since(place, begun[0])
+        exact = begun[1][0].strategy.root_device.type == "cpu" or bool(cfg.trainer.deterministic)
+    except BaseException:
+        shutil.rmtree(new.path)
+        raise
+    if not exact:
+        changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
+    for text in changed:
+        log.info("%s", text)
+    log.info("%s", "it may come out differently" if changed else "nothing has changed: it will be the same run")
+    if check:
+        shutil.rmtree(new.path)
+        return
+    execute(*begun)
+    rows = _compared(place, new)
+    print_rows(f"{place.path}\n{new.path}", ["file", "bit for bit"], rows, words=(0, 1))
+    if not changed and (differing := [name for name, answer in rows if answer != SAME]):
+        raise MedvisionError(
+            f"code, versions, machine and data are as they were, but {', '.join(differing)} came out differently: this "
+            "training does not repeat itself, or depends on what is not recorded"
+        )
+
+
+def _changed_since(place: RunFolder, run: "Run") -> list[str]:
+    """What has changed since a run that can move its numbers."""
+    from medvision.provenance import differences, environment
+    from medvision.runs import facts
+
+    then = read_json(place.environment)
+    found = differences(then, environment(run.config.seed))
+    found += [f"when it was resumed: {text}" for start in then["starts"] for text in start.get("changed", [])]
+    before, now = read_json(place.splits), facts(run.data)
+    for name in sorted(before.keys() | now.keys()):
+        if (old := before.get(name)) != (new := now.get(name)):
+            of_ids = name not in ("fingerprint", "mean", "std")
+            said = f"{len({*(old or ())} ^ {*(new or ())})} images differ" if of_ids else f"{old} -> {new}"
+            found.append(f"data, {name}: {said}")
+    return found
+
+
+def _compared(place: RunFolder, new: RunFolder) -> list[tuple[str, str]]:
+    """Each file of results of a run, and how that of another differs."""
+    from medvision.provenance import compare_values, compare_weights
+
+    rows = []
+    values = (place.metrics, place.results("val"), place.results("test"), place.history)
+    for path in (place.best, place.last, place.paper, *values):
+        if path.exists():
+            compare = compare_values if path in values else compare_weights
+            other = new.path / path.relative_to(place.path)
+            rows.append((path.name, (compare(path, other) or SAME) if other.exists() else "missing"))
+    return rows
+
+
+def _typed(place: RunFolder) -> list[str]:
+    """What was typed for a run."""
+    return [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
+
+
+def _begun(place: RunFolder) -> "tuple[Run, Training]":
+    """Everything that can be refused, before any long work; the last of it is decoding the images.
+
+    What the config left to the data, as which files a list excludes, is then part of it.
+    """
     from medvision.build import build
 
+    cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())
     run.folder = place
     if cfg.ckpt_path is not None and not place.last.exists():
         run.load_weights(Path(cfg.ckpt_path))  # Lightning loads them again; here they are refused early
     training = run.training()
     run.check_monitor()
+    run.check_shares(training[0].world_size)
     run.data.prepare_data()
+    before = cfg.copy()
+    if "positive_weights" in cfg.loss:
+        cfg.loss.positive_weights = run.config.loss.positive_weights  # what was `auto`, as numbers
+    cfg.data.exclude = sorted(run.data.exclude)  # what a file listed, by name
+    if cfg != before:
+        save_config(cfg, place)
     return run, training
 
 
 def execute(run: "Run", training: "Training") -> None:
     """Trains from the last checkpoint that is there, evaluates, and ends with a table."""
+    from medvision.logger import HistoryLogger
     from medvision.report import finish, show
+    from medvision.tracking import tracking
 
     place = run.folder
     if place is None:
         raise MedvisionError("a run needs a folder")
+    if cli.RANK:
+        end_with_parent()
+        fit(run, training, place)
+        return
     with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
         else:
             _log_to(place.path / "train.log")
             log.info("run folder: %s", place.path)
-            _fit(run, training, place)
-            finish(place)
+            place.record_data(run.data)
+            place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
+            log.info("%s", run.describe())
+            trainer, lines = training
+            trackers = [logger for logger in trainer.loggers if not isinstance(logger, HistoryLogger)]
+            with tracking(trackers, place, flat(OmegaConf.to_container(run.config))):
+                fit(run, training, place)
+                place.record_end(lines.seconds)
+                finish(place)
         show(place, run)
 
 
-def _fit(run: "Run", training: "Training", place: "RunFolder") -> None:
-    place.record_data(run.data)
-    place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
-    trainer, lines = training
+def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
+    """The part of a training that each of its processes has.
+
+    Raises:
+        MedvisionError: If it is interrupted, or another of its processes has ended.
+    """
+    from torch import distributed
+
+    trainer, _ = training
+    if trainer.world_size > 1:
+        sys.argv[1:] = [f"resume={quoted(place.path)}"]  # with which Lightning starts the other processes
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)
-    log.info("%s", run.describe())
-    trainer.fit(run.task, datamodule=run.data, ckpt_path=path, weights_only=True)
+    try:
+        trainer.fit(run.task, datamodule=run.data, ckpt_path=path, weights_only=True)
+    except RuntimeError as error:
+        _blame(trainer, error)
+        raise
     if trainer.interrupted:
         raise MedvisionError(f"interrupted; go on with python -m medvision.train resume={place.path}")
-    place.record_end(lines.seconds)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # the first process measures alone
 
 
-def _differences(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Values that differ between two compositions, as `key: old -> new`."""
-    old, new = (_flat(OmegaConf.to_container(_composed(overrides))) for overrides in (before, after))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
+def _blame(trainer: "Trainer", error: Exception) -> None:
+    """Names the process whose end has broken the connection of this one with it."""
+    for number, process in enumerate(getattr(trainer.strategy.launcher, "procs", []), 1):
+        with suppress(subprocess.TimeoutExpired):
+            if code := process.wait(2):
+                raise MedvisionError(
+                    f"process {number} of this training has ended with code {code}; its reason, if any, stands above"
+                ) from error
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    cfg = cli.compose("train", overrides)
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "resume", "traceback")])
-
-
-def _flat(node: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+def _composed(overrides: Sequence[str]) -> object:
+    return OmegaConf.to_container(cli.compose("train", overrides))
 
 
 def _log_to(path: Path) -> None:
@@ -145,4 +255,4 @@ def _log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.main("train", start)
+    cli.main("train", start, sweep=sweep.start)

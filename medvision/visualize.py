@@ -91,7 +91,7 @@ def _images(cfg: DictConfig, place: "RunFolder", output: Path | None, choice: st
 
 def _curves(cfg: DictConfig, places: "Sequence[RunFolder]", output: Path | None) -> Path:
     """Draws the curves of runs, over each other where there are several."""
-    from medvision.build import load_config
+    from medvision.configs import load_config
     from medvision.figures import curves
     from medvision.logger import read_history
     from medvision.variants import differences

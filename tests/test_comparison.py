@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
-from medvision.build import load_config
 from medvision.comparison import compare
+from medvision.configs import load_config
 from medvision.errors import MedvisionError
 from medvision.metrics import holm
 from medvision.runs import RunFolder

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from medvision.build import load_config
+from medvision.configs import load_config
 from medvision.errors import MedvisionError
 from medvision.metrics import LabelRows, MaskRows
 from medvision.runs import RunFolder

@@ -10,7 +10,8 @@ from omegaconf import open_dict
 from PIL import Image
 
 from medvision import cli, figures, selection
-from medvision.build import build, load_run, save_config
+from medvision.build import build, load_run
+from medvision.configs import save_config
 from medvision.errors import MedvisionError
 from medvision.metrics import scores
 from medvision.report import finish
