@@ -236,7 +236,7 @@ function browse() {
     return image.values[v][m];
   };
   const options = pictures.images.map((image, n) => {
-    const words = element("span", {}, image.id, element("b"));
+    const words = element("span", { title: image.id }, element("em", {}, image.id), element("b"));
     const option = element("li", { role: "option", id: `image${n}` });
     option.append(element("img", { src: image.image, alt: "", loading: "lazy" }), words);
     option.addEventListener("click", () => select(n));

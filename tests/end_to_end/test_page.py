@@ -79,7 +79,7 @@ def masks(finished, tmp_path_factory):
 def labels(cli, tmp_path_factory):
     """The page of two variants of a run on labels."""
     root = tmp_path_factory.mktemp("labels")
-    small = ["data.images={train:20,test:10}", "data.image_size=32", "data.batch_size=6", "trainer.max_epochs=1"]
+    small = ["data.images={train:40,test:30}", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=1"]
     cli("train", "data=phantom_melanoma", "model=resnet18", *small, f"hydra.run.dir={root / 'run'}")
     found = variants_of(root / "run", root / "variants", (0.3, 0.6))
     return compare_folders([found], resamples=100, images=60, metrics=["brier"]) / "report.html"
@@ -161,10 +161,10 @@ def test_keys_move_the_threshold_and_a_button_brings_it_back(masks, visit):
 
 def test_images_are_sorted_found_and_walked_through(masks, visit):
     page, data = visit(masks), data_of(masks)
-    names = page.locator("#list li span")
+    names = page.locator("#list li em")
 
     def listed():
-        return [text.split("\n")[0] for text in names.all_inner_texts()]
+        return names.all_inner_texts()
 
     apart = {image["id"]: image["apart"] for image in data["images"]}
     assert len(apart) == 6 and [apart[name] for name in listed()] == sorted(apart.values(), reverse=True)
@@ -198,7 +198,7 @@ def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
 def test_labels_have_a_threshold_too(labels, visit):
     page, data = visit(labels), data_of(labels)
     truth = np.array(data["every"]["truth"])[:, 0] > 0
-    assert 0 < truth.sum() < len(truth) == 10
+    assert 0 < truth.sum() < len(truth) == 30
     for threshold in (None, 0.0, 0.45, 1.0):
         if threshold is not None:
             set_slider(page, threshold)
@@ -212,6 +212,6 @@ def test_labels_have_a_threshold_too(labels, visit):
                 (~decided & ~truth).sum(),
             ]
     shown = page.locator("#detail .answer").first.inner_text()
-    image = page.locator("#list li[aria-selected=true] span").inner_text().split("\n")[0]
+    image = page.locator("#list li[aria-selected=true] em").inner_text()
     place = data["every"]["ids"].index(image)
     assert f"{data['every']['probability'][0][place][0]:.3f}" in shown and "malignant" in shown
