@@ -140,7 +140,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a comparison found; but for `ids` and `each` what `comparison.json` holds.
+    """All that a comparison found; but for `ids`, `each` and `each_is` what `comparison.json` holds.
 
     Attributes:
         data: Name of the data set.
@@ -157,7 +157,8 @@ class Comparison:
         warnings: What a reader has to know.
         ids: The images.
         each: For each metric and variant the values of the images, means over seeds; of a metric of many images
-            together those of its namesake of each image.
+            together those of another, of each image.
+        each_is: For each metric the name of that other one, or its own.
     """
 
     data: str
@@ -174,10 +175,11 @@ class Comparison:
     warnings: Sequence[str]
     ids: Sequence[str] = field(repr=False)
     each: Mapping[str, Mapping[str, Floats]] = field(repr=False)
+    each_is: Mapping[str, str] = field(repr=False)
 
     def plain(self) -> dict[str, Any]:
-        """All but `ids` and `each` as JSON takes it."""
-        return {key: value for key, value in asdict(self).items() if key not in ("ids", "each")}
+        """All but `ids`, `each` and `each_is` as JSON takes it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("ids", "each", "each_is")}
 
 
 def compare(
@@ -227,6 +229,7 @@ def compare(
     for metric in metrics:
         shares = rank_probabilities(drawn[metric].each(), lower_is_better(metric)).tolist()
         ranks[metric] = {name: [] if math.isnan(row[0]) else row for name, row in zip(names, shares, strict=True)}
+    each_is = {metric: _of_images(aligned[0][0], metric) for metric in metrics}
     means = {metric: np.array([np.mean(of) for of in values[metric]]) for metric in metrics}
     return Comparison(
         data=runs[0].config["data"]["spec"]["name"],
@@ -242,7 +245,8 @@ def compare(
         effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
         warnings=_warnings(runs, split, seeds, names, units),
         ids=ids,
-        each={metric: dict(zip(names, [_each(of, metric) for of in aligned], strict=True)) for metric in metrics},
+        each={m: dict(zip(names, [_each(of, each_is[m]) for of in aligned], strict=True)) for m in metrics},
+        each_is=each_is,
     )
 
 
@@ -341,6 +345,7 @@ def _described(run: Measured, metrics: Sequence[str]) -> dict[str, Any]:
         "folder": str(run.folder),
         "command": shlex.join(["python", "-m", "medvision.train", *run.typed]),
         **run.repetition,
+        "epoch": run.epoch,
         "code": run.code,
         "evaluations": [*run.again],
         "metrics": {name: run.stored[name] for name in metrics},
@@ -420,14 +425,17 @@ def _effects(
     return result
 
 
+def _of_images(rows: Rows, metric: str) -> str:
+    """The metric, or if only many images have it, of masks its mean over images, of labels the Brier score."""
+    name, slash, of = metric.partition("/")
+    if rows.each(metric) is not None:
+        return metric
+    return f"{name}_image{slash}{of}" if isinstance(rows, MaskRows) else "brier"
+
+
 def _each(seeds: Sequence[Rows], metric: str) -> Floats:
     """The mean over seeds of the value of each image, NaN where one has none."""
-    name, slash, of = metric.partition("/")
-    values = [rows.each(metric) for rows in seeds]
-    if any(value is None for value in values):
-        other = f"{name}_image{slash}{of}" if isinstance(seeds[0], MaskRows) else "brier"
-        values = [rows.each(other) for rows in seeds]
-    return np.asarray(np.mean([value for value in values if value is not None], 0))
+    return np.asarray(np.mean([value for rows in seeds if (value := rows.each(metric)) is not None], 0))
 
 
 def _warnings(

@@ -19,7 +19,7 @@ from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_json
 from medvision.jobs import LOG, Outcome, finished, quoted, run_job, share_of_cpus
 from medvision.runs import RunFolder
-from medvision.study import Dimension, Study, Trial
+from medvision.study import Dimension, Study, Trial, require_optuna
 
 log = logging.getLogger("medvision.search")  # __name__ is __main__ here
 
@@ -41,7 +41,11 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
     _check(cfg)
     words = [*as_words(typed), "test=false"]
     space = [word for word in words if isinstance(word, Dimension)]
+    require_optuna()
     place = folder.expanduser().resolve()
+    journal = place / "search.journal"
+    if not journal.exists():
+        _probe(words, cfg)
     with locked(
         writable_folder(place, "hydra.sweep.dir=<folder> or MEDVISION_RUNS") / ".lock",
         busy=f"{place} is being searched by another process; wait for it, or stop it and ask for more search.workers",
@@ -51,11 +55,9 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
         asked = {cli.parsed(o).get_key_element(): o.partition("=")[2] for o in typed if not _of_the_search(o)}
         asked |= {"task.monitor": task.monitor, "task.mode": task.mode, "search.seed": str(options.seed)}
         asked["search.prune"] = "false" if rungs is None else f"after {rungs[0]} epochs, by {rungs[1]}"
-        study = Study(place / "search.journal", space, task.mode == "max", options.seed, rungs, asked)
+        study = Study(journal, space, task.mode == "max", options.seed, rungs, asked)
         wanted = gpus.wish(cfg.trainer.accelerator, cfg.trainer.devices)
         search = Search(place, study, words, options.trials, options.workers, options.timeout, wanted)
-        if not study.trials:
-            _probe(words, cfg)
         log.info("search folder: %s; hydra.sweep.dir=%s goes on with it after any stop", place, quoted(place))
         search.run()
         report(search, task.monitor, task.mode == "max", cfg.data.spec.name)

@@ -111,7 +111,7 @@ class Study:
         rungs: tuple[int, int] | None,
         asked: Mapping[str, str],
     ) -> None:
-        optuna = _optuna()
+        optuna = require_optuna()
         self.study = optuna.create_study(
             study_name=NAME,
             storage=_storage(journal),
@@ -119,7 +119,7 @@ class Study:
             load_if_exists=True,
         )
         self.space, self._seed, self._lock = tuple(space), seed, threading.Lock()
-        if not self.study.user_attrs:
+        if ASKED not in self.study.user_attrs:
             self.study.set_user_attr(RUNGS, rungs)
             self.study.set_user_attr(ASKED, dict(asked))
         before = self.study.user_attrs[ASKED]
@@ -228,7 +228,7 @@ class Report:
     """
 
     def __init__(self, journal: Path, number: int) -> None:
-        optuna = _optuna()
+        optuna = require_optuna()
         if not journal.exists():
             raise MedvisionError(f"{journal}, the journal of the search of which this run is a trial, is missing")
         study = optuna.load_study(study_name=NAME, storage=_storage(journal))
@@ -276,7 +276,12 @@ def _storage(journal: Path) -> Any:
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=_Lock(journal)))  # type: ignore[arg-type]
 
 
-def _optuna() -> Any:
+def require_optuna() -> Any:
+    """Optuna, whose messages go where ours go, warnings alone.
+
+    Raises:
+        MedvisionError: If it is not installed.
+    """
     try:
         import optuna
     except ImportError:

@@ -66,6 +66,8 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
     cfg = configs[0]
     if cfg.resume is not None:
         raise MedvisionError("resume= goes on with one run; a sweep goes on by hydra.sweep.dir=<its folder>")
+    if dict(cfg.hydra.sweep.items_ex(resolve=False))["subdir"] != "${hydra.job.num}":
+        raise MedvisionError("hydra.sweep.subdir: the folders of the jobs are their numbers; leave it out")
     folder = Path(cfg.hydra.sweep.dir).expanduser().resolve()
     launcher = instantiate(cfg.launcher)
     asked = [Planned(_kept(job), _plain(config)) for job, config in zip(jobs, configs, strict=True)]
@@ -81,8 +83,9 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
         log.info("sweep of %d jobs in %s%s", len(todo), folder, f"; {len(done)} are finished" if done else "")
         log.info("after any stop, go on with: %s", command)
         watch = Watching(todo, done, launcher.stop_on_failure, bar=sys.stdout.isatty() and not launcher.echo)
-        with _asked_to_stop(watch.stop), watch.progress:
-            launcher.launch([job for job in todo if job.number not in done], watch)
+        if left := [job for job in todo if job.number not in done]:
+            with _asked_to_stop(watch.stop), watch.progress:
+                launcher.launch(left, watch)
         _show(folder, todo, watch.outcomes)
         _compare(folder, [planned[n].config for n, of in watch.outcomes.items() if of.state == "finished"])
     ended = {job: watch.outcomes.get(job.number, Outcome("stopped")) for job in todo}

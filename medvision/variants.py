@@ -40,6 +40,7 @@ class Measured:
         groups: For each image what it belongs to; empty where that is not known.
         stored: The metrics that the run stored.
         again: Names of further evaluations of the split, as far as the folder tells.
+        epoch: The epoch that validation chose; None where that is not known.
         code: Commit of the code, and whether it was changed; empty where that is not known.
     """
 
@@ -50,6 +51,7 @@ class Measured:
     groups: Mapping[str, str]
     stored: Mapping[str, float]
     again: tuple[str, ...] = ()
+    epoch: int | None = None
     code: str = ""
 
     @property
@@ -93,7 +95,8 @@ def read_run(place: RunFolder, config: Config, typed: Sequence[str], split: str)
     again = tuple(sorted(path.stem for path in (place.path / "evaluations").glob(f"{split}_*.json")))
     git = read_json(place.environment).get("git") if place.environment.exists() else None
     code = f"{git['commit'][:10]}{' and changes' if git['dirty'] else ''}" if git else ""
-    return Measured(place.path, config, typed, rows, groups, read_json(place.metrics)[split], again, code)
+    stored = read_json(place.metrics)
+    return Measured(place.path, config, typed, rows, groups, stored[split], again, stored.get("epoch"), code)
 
 
 def read_results(path: Path, empty: float = EMPTY) -> tuple[Rows, dict[str, str]]:

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from medvision import cli
-from medvision.compare import escaped, start
+from medvision.compare import start
+from medvision.comparison_tables import escaped
 from medvision.errors import MedvisionError
 
 
@@ -49,10 +50,11 @@ def test_a_sweep_is_compared_and_written(sweep, capsys):
         "comparison.tex",
         "differences.png",
         "ranks.png",
+        "report.html",
     ]
     shown = capsys.readouterr().out
     assert shown.splitlines()[0] == "jaccard_image, tiny test: 15 images"
-    assert f"results: {folder / 'comparison.json'}" in shown
+    assert f"results: {folder / 'comparison.json'}" in shown and f"page:    {folder / 'report.html'}" in shown
     assert "jaccard_image: difference to model.block=plain, optimizer.lr=0.1, with p of three tests" in shown
     assert "dice: main effects and interactions" in shown
     stored = json.loads((folder / "comparison.json").read_text())
@@ -108,6 +110,7 @@ def test_letters_that_latex_reads_otherwise():
         ([], "which runs"),
         (["run=x", "split=train"], "split=train: expected test or val"),
         (["run=x", "resamples=10"], "resamples=10: expected a number of 100 or more"),
+        (["run=x", "images=-1"], "images=-1: expected a number of images, or 0 for none"),
         (["run=nowhere"], "nowhere holds no finished run"),
     ],
 )
@@ -124,3 +127,12 @@ def test_without_a_test_split_validation_is_compared(fake_run, tmp_path, caplog)
     assert stored["split"] == "val" and len(stored["variants"]) == 1
     assert not (tmp_path / "comparison" / "differences.png").exists()
     assert "validation split, which also chose" in caplog.text
+
+
+def test_a_page_without_the_data_says_why(sweep, tmp_path, caplog):
+    compare(f"run={sweep}", "resamples=100", f"output={tmp_path / 'asked'}")
+    reason = "there are no pictures of images: data: medvision.data.Tiny cannot be made"  # a fake run has no data
+    assert reason in caplog.text and reason in (tmp_path / "asked" / "report.html").read_text()
+    caplog.clear()
+    compare(f"run={sweep}", "resamples=100", "images=0", f"output={tmp_path / 'none'}")
+    assert "no pictures" not in caplog.text + (tmp_path / "none" / "report.html").read_text()

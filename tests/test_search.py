@@ -212,7 +212,7 @@ def test_what_ended_while_nobody_watched_is_only_told(trainings, tmp_path):
 
     for _ in range(3):
         search.run_job = stopped
-        with pytest.raises(MedvisionError, match="interrupted; hydra.sweep.dir=.*/search goes on"):
+        with pytest.raises(MedvisionError, match=r"interrupted; hydra\.sweep\.dir=.*/search goes on"):
             start(folder, *TINY, LR, "search.trials=3")
     assert len(Study(folder / "search.journal", space, True, 0, (3, 3), asked(folder)).trials) == 1
     place = RunFolder(folder / "0")

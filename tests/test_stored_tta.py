@@ -10,7 +10,8 @@ import torch
 from omegaconf import open_dict
 
 from medvision import cli, evaluate
-from medvision.build import build, load_run, save_config
+from medvision.build import build, load_run
+from medvision.configs import save_config
 from medvision.errors import MedvisionError
 from medvision.prediction import Predictor
 from medvision.report import finish

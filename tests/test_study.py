@@ -168,12 +168,6 @@ def test_processes_share_the_journal(tmp_path, in_processes):
     assert sorted(number for of_one in numbers for number in of_one) == [*range(15)]
 
 
-def test_without_optuna_the_cure_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(MedvisionError, match="pip install optuna"):
-        open_study(tmp_path / "journal")
-
-
 def test_a_trial_without_its_journal_is_refused(tmp_path):
     with pytest.raises(MedvisionError, match=r"journal of the search .* is missing"):
         Report(tmp_path / "journal", 0)

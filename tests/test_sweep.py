@@ -109,11 +109,7 @@ def test_jobs_are_prepared_run_folders(start, capsys, caplog):
         assert job.environment == {
             "MEDVISION_SWEEP": "sweep",
             "MEDVISION_JOB": str(n),
-            "MEDVISION_TAGS": f"seed={n + 1}",
-            "WANDB_RUN_GROUP": "sweep",
-            "WANDB_JOB_TYPE": "sweep",
-            "WANDB_NAME": f"sweep/{n}",
-            "WANDB_TAGS": f"seed={n + 1}",
+            "MEDVISION_TAGS": f'["seed={n + 1}"]',
         }
     assert "job 1 started: seed=2" in caplog.messages
     assert "job 1 finished in 63 s: val/dice 0.5200; 2 of 2 are over" in caplog.messages
@@ -179,6 +175,11 @@ def test_a_folder_of_other_runs_is_refused(start):
 def test_resume_is_of_one_run(start):
     with pytest.raises(MedvisionError, match=r"a sweep goes on by hydra.sweep.dir="):
         start("seed=1,2", "resume=somewhere")
+
+
+def test_folders_are_numbers(start):
+    with pytest.raises(MedvisionError, match=r"the folders of the jobs are their numbers"):
+        start("seed=1,2", "hydra.sweep.subdir=x")
 
 
 def test_a_misspelled_job_is_refused_before_anything_is_made(tmp_path):

@@ -38,7 +38,7 @@ def same_logging():
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != TYPED])
-def test_an_experiment_at_the_small_scale(name, jobs_of, places, same_logging, capsys):
+def test_an_experiment_at_the_small_scale(name, jobs_of, places, same_logging):
     fingerprints, stored = set(), []
     for number, job in enumerate(jobs_of(name, "+scale=smoke")):
         folder = places / "runs" / name / str(number)
@@ -51,7 +51,6 @@ def test_an_experiment_at_the_small_scale(name, jobs_of, places, same_logging, c
         assert results["epoch"] == 1 and results["challenge"] == {}
         stored.append(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml")))
         assert stored[-1]["data"]["spec"]["name"].startswith("phantom")
-        assert "phantom" in capsys.readouterr().out
         (folder / "checkpoints" / "last.ckpt").unlink()  # of a large network some hundred MB
     assert (
         len(fingerprints) == 1 and len(grouped(stored)) == number + 1

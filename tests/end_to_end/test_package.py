@@ -21,7 +21,8 @@ def test_wheel_holds_every_config_and_module(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"medvision/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "medvision").rglob("*.py")}
-    assert configs | modules | {"medvision/py.typed"} <= names
+    parts = {f"medvision/{name}" for name in ("py.typed", "page.html", "page.css", "page.js")}
+    assert configs | modules | parts <= names
 
 
 def test_wheel_finds_its_configs(wheel, tmp_path):

@@ -1,0 +1,139 @@
+"""The tables of a comparison: the same cells for the terminal, a page, a spreadsheet and a paper."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medvision.comparison import Comparison, Difference
+from medvision.files import as_csv
+from medvision.metrics import lower_is_better
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for readers.
+
+    Attributes:
+        title: What it is of.
+        header: The columns.
+        rows: The cells.
+        words: The columns that are words; the others are numbers.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[int] = (0,)
+
+
+def tables(found: Comparison) -> dict[str, list[Table]]:
+    """For each metric variants, differences to the baseline and effects of factors, as far as there are any."""
+    kept = f", {found.groups} groups" if found.groups else ""
+    result: dict[str, list[Table]] = {}
+    for metric in found.metrics:
+        rows = []
+        for variant in found.variants:
+            of, first = variant.estimates[metric], found.ranks[metric][variant.name][:1]
+            values = [number(of.value), number(of.std), interval(of.low, of.high), percent(*first)]
+            rows.append([variant.name, str(len(of.seeds)), *values])
+        title = f"{metric}, {found.data} {found.split}: {found.images} images{kept}"
+        result[metric] = [Table(title, ["variant", "seeds", "mean", "std", "95 %", "first"], rows)]
+        rows = []
+        for d in (d for d in found.differences if d.metric == metric):
+            p = [probability(value) for value in (d.bootstrap_holm, d.permutation_holm, d.wilcoxon_holm)]
+            values = [number(d.value, "+"), interval(d.low, d.high, "+"), *p, number(d.rank_biserial, "+", 2)]
+            rows.append([d.variant, " & ".join(d.changed), *values, d.verdict])
+        if rows:
+            header = ["variant", "changed", "difference", "95 %", "bootstrap", "permutation", "Wilcoxon"]
+            header += ["rank-biserial", "verdict"]
+            title = f"{metric}: difference to {found.baseline}, with p of three tests, adjusted by Holm"
+            result[metric].append(Table(title, header, rows, words=(0, 1, 8)))
+        rows = []
+        for e in (e for e in found.effects if e.metric == metric):
+            words = [" x ".join(e.factors), " & ".join(e.levels), " & ".join(e.reference)]
+            rows.append([*words, number(e.value, "+"), interval(e.low, e.high, "+")])
+        if rows:
+            header = ["factor", "level", "against", "effect", "95 %"]
+            result[metric].append(Table(f"{metric}: main effects and interactions", header, rows, words=(0, 1, 2)))
+    return result
+
+
+def spreadsheet(found: Comparison) -> str:
+    """A row for each metric and variant, as CSV."""
+    factors = [*found.variants[0].levels]
+    tested = {(d.metric, d.variant): d for d in found.differences}
+    of_difference = ["value", "low", "high", "bootstrap", "bootstrap_holm", "permutation", "permutation_holm"]
+    of_difference += ["wilcoxon", "wilcoxon_holm", "rank_biserial", "verdict"]
+    header = ["metric", "variant", *factors, "seeds", "mean", "std", "low", "high", "first"]
+    rows: list[list[object]] = [
+        [*header, *("difference" if name == "value" else f"difference_{name}" for name in of_difference)]
+    ]
+    for metric in found.metrics:
+        for v in found.variants:
+            e, d = v.estimates[metric], tested.get((metric, v.name))
+            first: Sequence[float | None] = found.ranks[metric][v.name][:1] or [None]
+            cells = [metric, v.name, *v.levels.values(), len(e.seeds), e.value, e.std, e.low, e.high, *first]
+            rows.append([*cells, *(None if d is None else getattr(d, name) for name in of_difference)])
+    return as_csv(rows)
+
+
+def latex(found: Comparison) -> str:
+    """A table for a paper that loads booktabs, a block for each metric; the best mean is bold."""
+    tested = {(d.metric, d.variant): d for d in found.differences}
+    lines = [r"\begin{tabular}{lrlrlrr}", r"\toprule"]
+    lines.append(r"variant & mean $\pm$ std & 95\,\% interval & difference & 95\,\% interval & $p_b$ & $p_p$ \\")
+    for metric in found.metrics:
+        means = [v.estimates[metric].value for v in found.variants]
+        best = min(means) if lower_is_better(metric) else max(means)
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{escaped(metric)}}} \\"]
+        for v in found.variants:
+            e, d = v.estimates[metric], tested.get((metric, v.name))
+            mean = rf"\textbf{{{e.value:.4f}}}" if e.value == best else f"{e.value:.4f}"
+            mean += "" if e.std is None else rf" $\pm$ {e.std:.4f}"
+            cells = [escaped(v.name), mean, _tex_interval(e.low, e.high), *_tex_difference(d)]
+            lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    seeds = sorted({len(v.estimates[m].seeds) for v in found.variants for m in found.metrics})
+    shown = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    notes = [
+        f"% {found.data}, {found.split}: {found.images} images; seeds: {shown}; differences to {found.baseline}",
+        "% intervals and p_b: hierarchical bootstrap of seeds and images; p_p: paired permutation of images; Holm",
+    ]
+    return "\n".join([*notes, *lines, ""])
+
+
+def _tex_difference(d: Difference | None) -> list[str]:
+    if d is None:
+        return [""] * 4
+    p = [probability(value).replace("<", "$<$") for value in (d.bootstrap_holm, d.permutation_holm)]
+    return [f"${d.value:+.4f}$", _tex_interval(d.low, d.high, "+"), *p]
+
+
+def _tex_interval(low: float | None, high: float | None, sign: str = "") -> str:
+    return "-" if low is None or high is None else f"$[{low:{sign}.4f}, {high:{sign}.4f}]$"
+
+
+def escaped(text: str) -> str:
+    """Text as LaTeX prints it."""
+    special = {c: rf"\{c}" for c in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, c) for c in text)
+
+
+def number(value: float | None, sign: str = "", digits: int = 4) -> str:
+    """A value; `-` where there is none."""
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """Two bounds."""
+    return "-" if low is None or high is None else f"{low:{sign}.4f} to {high:{sign}.4f}"
+
+
+def percent(share: float | None = None) -> str:
+    """A share of all."""
+    return "-" if share is None else f"{share:.0%}"
+
+
+def probability(p: float | None) -> str:
+    """The p of a test."""
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,217 @@
+"""The page of a comparison in a real browser, on runs that differ by their threshold alone."""
+
+import base64
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from medvision import figures
+from medvision.compare import compare_folders
+from medvision.report import finish
+from medvision.runs import RunFolder
+
+TRUTH, MISSED, FALSE = (np.array(c) for c in (figures.TRUTH, figures.MISSED, figures.FALSE))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="the page is opened by playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    with api.sync_playwright() as play:
+        own = play.chromium.executable_path
+        found = next(filter(None, (*map(shutil.which, names), shutil.which(own))), None)
+        if found is None:
+            pytest.skip(f"no browser: none of {', '.join(names)} is installed, nor playwright's own")
+        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """`visit(file, width)`: the page without a network; its console has to stay silent."""
+    contexts, said = [], []
+
+    def show(path, width=1000):
+        context = browser.new_context(viewport={"width": width, "height": 800}, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url[:5] == "http:" else None)
+        page.goto(path.as_uri())
+        page.wait_for_selector("#detail[aria-busy=false]")
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def variants_of(folder, root, thresholds):
+    """Copies of a run with other thresholds, measured anew."""
+    for threshold in thresholds:
+        place = RunFolder(root / f"t{threshold}")
+        shutil.copytree(folder, place.path)
+        config = OmegaConf.load(place.config)
+        config.threshold = threshold
+        OmegaConf.save(config, place.config)
+        OmegaConf.save(OmegaConf.create([f"threshold={threshold}"]), place.overrides)
+        finish(place)
+    return root
+
+
+@pytest.fixture(scope="module")
+def masks(finished, tmp_path_factory):
+    """The page of two variants of a run on masks."""
+    root = variants_of(finished[0], tmp_path_factory.mktemp("masks"), (0.3, 0.55))
+    return compare_folders([root], resamples=100, images=6) / "report.html"
+
+
+@pytest.fixture(scope="module")
+def labels(cli, tmp_path_factory):
+    """The page of two variants of a run on labels."""
+    root = tmp_path_factory.mktemp("labels")
+    small = ["data.images={train:40,test:30}", "data.image_size=32", "data.batch_size=8", "trainer.max_epochs=1"]
+    cli("train", "data=phantom_melanoma", "model=resnet18", *small, f"hydra.run.dir={root / 'run'}")
+    found = variants_of(root / "run", root / "variants", (0.3, 0.6))
+    return compare_folders([found], resamples=100, images=60, metrics=["brier"]) / "report.html"
+
+
+def data_of(path):
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)[1]
+    return json.loads(text)["pictures"]
+
+
+def decode(address):
+    return np.array(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+
+
+def canvas(page, selector):
+    """The pixels (H, W, 3) of a canvas."""
+    script = """c => [c.width, c.height, [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]]"""
+    width, height, flat = page.locator(selector).evaluate(script)
+    return np.array(flat).reshape(height, width, 4)[..., :3]
+
+
+def column(page, table, n):
+    return page.locator(table).locator(f"tbody tr td:nth-child({n})").all_inner_texts()
+
+
+def set_slider(page, value):
+    page.locator("#threshold").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def test_tables_are_sorted_by_a_click(masks, visit):
+    page = visit(masks)
+    table = "#results .sortable >> nth=0"
+    before = [float(cell) for cell in column(page, table, 3)]
+    assert len({*before}) == 2
+    heading = page.locator(table).locator("th button").nth(2)
+    heading.click()
+    assert [float(cell) for cell in column(page, table, 3)] == sorted(before)
+    assert page.locator(table).locator("th").nth(2).get_attribute("aria-sort") == "ascending"
+    heading.click()
+    assert [float(cell) for cell in column(page, table, 3)] == sorted(before, reverse=True)
+    page.locator(table).locator("th button").first.click()
+    assert column(page, table, 1) == ["threshold=0.3", "threshold=0.55"]
+
+
+@pytest.mark.parametrize("threshold", [None, 0.2, 0.57, 1.0])
+def test_the_slider_redraws_masks_and_dice(masks, visit, threshold):
+    page, data = visit(masks), data_of(masks)
+    if threshold is not None:
+        set_slider(page, threshold)
+    image = data["images"][0]
+    page.wait_for_selector("#detail[aria-busy=false]")
+    truth = decode(image["truth"]) > 0
+    for v, answer in enumerate(image["answers"]):
+        at = threshold if threshold is not None else data["runs"][image["runs"][v]]["threshold"][0]
+        mask = decode(answer) >= round(at * 200)
+        drawn = canvas(page, f"#detail canvas.errors >> nth={v}")
+        for colour, where in ((TRUTH, truth & mask), (MISSED, truth & ~mask), (FALSE, mask & ~truth)):
+            assert np.array_equal((drawn == colour).all(-1), where)
+        dice = 2 * (truth & mask).sum() / (truth.sum() + mask.sum())
+        assert page.locator("#detail .dice").nth(v).inner_text() == f"{dice:.4f}"
+        stored = image["values"][v][data["metrics"].index("dice_image")]
+        assert f"stored {stored:.4f} at original size" in page.locator("#detail .answer").nth(v).inner_text()
+        if threshold is None:
+            assert abs(dice - stored) < 0.03  # the same mask, at another size
+
+
+def test_keys_move_the_threshold_and_a_button_brings_it_back(masks, visit):
+    page = visit(masks)
+    stored = page.locator("#stored")
+    assert page.locator("#at").inner_text() == "stored: 0.3 / 0.55" and stored.is_disabled()
+    page.locator("#threshold").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#at").inner_text() == "0.305"
+    stored.click()
+    assert page.locator("#at").inner_text() == "stored: 0.3 / 0.55"
+
+
+def test_images_are_sorted_found_and_walked_through(masks, visit):
+    page, data = visit(masks), data_of(masks)
+    names = page.locator("#list li em")
+
+    def listed():
+        return names.all_inner_texts()
+
+    apart = {image["id"]: image["apart"] for image in data["images"]}
+    assert len(apart) == 6 and [apart[name] for name in listed()] == sorted(apart.values(), reverse=True)
+    page.locator("#order").click()
+    assert [apart[name] for name in listed()] == sorted(apart.values())
+    dice = {image["id"]: image["values"][1][data["metrics"].index("dice_image")] for image in data["images"]}
+    page.locator("#sort").select_option(f"1 {data['metrics'].index('dice_image')}")
+    assert [dice[name] for name in listed()] == sorted(dice.values())
+    page.locator("#list").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#list li[aria-selected=true]").inner_text().startswith(listed()[1])
+    page.wait_for_function(
+        "id => document.querySelector('#detail figcaption').textContent.startsWith(id)", arg=listed()[1]
+    )
+    last = listed()[-1]
+    page.locator("#find").fill(last)
+    assert listed() == [last]
+
+
+@pytest.mark.parametrize("width", [1000, 420])
+def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
+    page = visit(masks, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_function("[...document.querySelectorAll('figure')].every(f => f.ariaBusy === 'false')")
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    shot = np.array(Image.open(tmp_path / "page.png").convert("RGB"))
+    assert shot.shape[1] == width and shot.shape[0] > 1500
+    assert min((shot == colour).all(-1).sum() for colour in (TRUTH, FALSE)) > 100
+
+
+def test_labels_have_a_threshold_too(labels, visit):
+    page, data = visit(labels), data_of(labels)
+    truth = np.array(data["every"]["truth"])[:, 0] > 0
+    assert 0 < truth.sum() < len(truth) == 30
+    for threshold in (None, 0.0, 0.45, 1.0):
+        if threshold is not None:
+            set_slider(page, threshold)
+        for v, stored in enumerate((0.3, 0.6)):
+            decided = np.array(data["every"]["probability"][v])[:, 0] >= (stored if threshold is None else threshold)
+            right = [decided[truth].mean(), 1 - decided[~truth].mean(), (decided == truth).mean()]
+            cells = page.locator("#labels tbody tr").nth(v).locator("td").all_inner_texts()
+            assert cells[1:4] == [f"{value:.4f}" for value in right]
+            assert [int(cell) for cell in cells[4:]] == [
+                *((decided & truth).sum(), (decided & ~truth).sum(), (~decided & truth).sum()),
+                (~decided & ~truth).sum(),
+            ]
+    shown = page.locator("#detail .answer").first.inner_text()
+    image = page.locator("#list li[aria-selected=true] em").inner_text()
+    place = data["every"]["ids"].index(image)
+    assert f"{data['every']['probability'][0][place][0]:.3f}" in shown and "malignant" in shown
