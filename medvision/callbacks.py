@@ -363,7 +363,7 @@ class Pictures(pl.Callback):
             return
         data = _data(trainer)
         for i in range(min(len(batch["id"]), self.images - len(self._rows))):
-            image = figures.to_pixels(batch["image"][i].cpu().numpy(), *data.normalisation)
+            image = figures.to_pixels(batch["image"][i].float().cpu().numpy(), *data.normalisation)
             probability, target = outputs[i].cpu().numpy(), batch["target"][i].cpu()
             if data.spec.target == "mask":
                 self._rows.append(

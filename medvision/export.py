@@ -58,7 +58,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
 
 def _images(run: "Run", asked: str | None, path: Path) -> "list[Member]":
     """The images to check on: those asked for, or of the split that results are reported on."""
-    from medvision.prediction_folder import Inputs
+    from medvision.inputs import Inputs
 
     if asked is not None:
         return Inputs.find(str(asked), path).images

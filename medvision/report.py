@@ -65,7 +65,7 @@ def finish(place: RunFolder) -> None:
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for split in ("val", "test"):
+    for split in ("val", "test") if run.config.get("test", True) else ("val",):  # an older run has no such option
         if split in run.data.splits:
             found = val if split == "val" and val else evaluate(trainer, run.task, run.data, split, decision)
             reported = found
@@ -146,7 +146,9 @@ def show(place: RunFolder, run: Run) -> None:
     """Prints the results of a finished run."""
     metrics = run.metrics
     splits: dict[str, dict[str, float]] = {name: metrics[name] for name in ("val", "test") if name in metrics}
-    if "test" not in splits:
+    if "test" not in splits and "test" in run.data.splits:
+        log.info("test=false: nobody has looked at test; python -m medvision.evaluate run=%s measures it", place.path)
+    elif "test" not in splits:
         log.warning(
             "%s has no test split here: the numbers are of the validation split, which also chose the epoch%s, so they "
             "flatter",
@@ -167,7 +169,7 @@ def show(place: RunFolder, run: Run) -> None:
     for name, scored in metrics.get("challenge", {}).items():
         for split, values in scored.items():
             print_challenge(name, split, values)
-    print(f"pictures: {place.picture(run.data.reported_split)}\nresults:  {place.metrics}")
+    print(f"pictures: {place.picture([*splits][-1])}\nresults:  {place.metrics}")
     if hint := precision_hint(str(run.config.trainer.precision)):
         print(hint)
 

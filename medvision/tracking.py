@@ -61,17 +61,19 @@ def mlflow(save_dir: str, experiment_name: str, tracking_uri: str) -> MLFlowLogg
         MedvisionError: If mlflow is not installed.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     folder = RunFolder(Path(save_dir))
     name, sweep, job, words = _job(folder)
     about = {"folder": str(folder.path), "sweep": sweep, "job": job, "tags": ", ".join(words)}
     try:
-        return MLFlowLogger(
-            experiment_name=experiment_name,
-            tracking_uri=tracking_uri,
-            run_name=name,
-            tags={key: value for key, value in about.items() if value},
-            run_id=_known(folder).get("mlflow"),
-        )
+        with _one_at_a_time():
+            return MLFlowLogger(
+                experiment_name=experiment_name,
+                tracking_uri=tracking_uri,
+                run_name=name,
+                tags={key: value for key, value in about.items() if value},
+                run_id=_known(folder).get("mlflow"),
+            )
     except ModuleNotFoundError as error:
         raise MedvisionError(f"logger=mlflow: {error}; install it with pip install medvision[mlflow]") from error
 
@@ -88,9 +90,7 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
     known = _known(folder)
     for logger in loggers:
         if isinstance(logger, MLFlowLogger):
-            with locked(
-                Path(tempfile.gettempdir()) / f"medvision-mlflow-{os.getuid()}.lock"
-            ):  # jobs that begin at once would all make its tables
+            with _one_at_a_time():
                 _ = logger.experiment
             if logger.run_id == known.get("mlflow"):  # its config cannot be told twice
                 logger.experiment.update_run(logger.run_id, "RUNNING")
@@ -104,7 +104,8 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
     status = "failed"
     try:
         yield
-        _tell_results(loggers, read_json(folder.metrics))
+        if folder.metrics.exists():  # not of a trial that its search stopped early
+            _tell_results(loggers, read_json(folder.metrics))
         status = "success"
     finally:
         for logger in loggers:
@@ -122,6 +123,13 @@ def _tell_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None
             logger.experiment.summary.update(final)
         else:
             logger.log_metrics(final)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keeps the jobs of this machine that begin at once from all making the tables of a store, or its experiment."""
+    with locked(Path(tempfile.gettempdir()) / f"medvision-mlflow-{os.getuid()}.lock"):
+        yield
 
 
 def _known(folder: RunFolder) -> dict[str, Any]:

@@ -286,6 +286,10 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
             raise MedvisionError(f"{self.spec.name} has no split {split!r} here; it has {', '.join(self.dealt)}")
         return np.flatnonzero(np.array(self.split_of) == split)
 
+    def hashes(self, split: str) -> list[str]:
+        """The perceptual hash of each image of a split, as hexadecimal digits."""
+        return [value.tobytes().hex() for value in self.cache.facts["hash"][self.rows(split)]]
+
     @cached_property
     def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel, in [0, 1]: the spec's, or those of the training split."""
@@ -341,10 +345,21 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         Raises:
             MedvisionError: If a class does not occur.
         """
-        share = self.positive_share(self.rows(split))
-        if missing := [name for name, s in zip(self.spec.classes, share, strict=True) if s == 0]:
-            raise MedvisionError(f"{self.spec.name}: {', '.join(missing)} does not occur in {split}: no weight for it")
-        return [float((1 - s) / s) for s in share]
+        return [float((1 - s) / s) for s in self._present_share(split)]
+
+    def class_weights(self, split: str = "train") -> list[float]:
+        """For each of exclusive classes, the inverse of its share of the images of a split over the number of classes.
+
+        Raises:
+            MedvisionError: If classes do not exclude each other, or one does not occur.
+        """
+        if self.spec.kind != "multiclass":
+            raise MedvisionError(
+                f"loss.class_weights=auto is of exclusive classes, those of {self.spec.name} are each there or not; "
+                "expected a number for each, or loss.positive_weights=auto"
+            )
+        share = self._present_share(split)
+        return [float(1 / (len(share) * s)) for s in share]
 
     def positive_share(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """For each class its mean share of an image's area, for labels its share of images, over rows of the cache."""
@@ -352,6 +367,13 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
             return np.asarray(self.presence[rows].mean(0))
         facts = self.cache.facts[rows]
         return np.asarray((facts["pixels"] / facts["size"].astype(np.int64).prod(1)[:, None]).mean(0))
+
+    def _present_share(self, split: str) -> NDArray[np.float64]:
+        """The `positive_share` of a split in which every class occurs."""
+        share = self.positive_share(self.rows(split))
+        if missing := [name for name, s in zip(self.spec.classes, share, strict=True) if s == 0]:
+            raise MedvisionError(f"{self.spec.name}: {', '.join(missing)} does not occur in {split}: no weight for it")
+        return share
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[DataLoader[dict[str, Any]]]:
         """The validation split at network size; if a split is `watched` beside it, a list of both."""
