@@ -27,10 +27,14 @@ from medvision.logger import HistoryLogger, Row, read_history
 from medvision.metrics import COUNTS, OF_LABELS, OF_MASKS, undefined_labels
 from medvision.models import Network
 from medvision.prediction import Trained
+from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
+from medvision.tta import TestTimeAugmentation
 
+COUNTED = ("positive_weights", "class_weights")
+"""Entries of a loss that may be `auto`: methods of the data, which count them in its training split."""
 PROTOCOLS = ("clean", "paper")
 Training = tuple[pl.Trainer, EpochLines]
 
@@ -102,6 +106,8 @@ class Run:
         checkpoint = Checkpoint(folder.best.parent, self.task.monitor, self.task.mode, **others)
         lines = EpochLines()
         callbacks: list[pl.Callback] = [_make(c, f"callbacks.{n}") for n, c in cfg.callbacks.items() if c]
+        if folder.trial.exists():
+            callbacks.append(Pruning(folder.trial, folder.pruned, self.task.monitor))
         loggers = [_make(c, f"logger.{n}", save_dir=str(folder.path)) for n, c in cfg.logger.items()]
         trainer = _make(
             cfg.trainer,
@@ -246,8 +252,9 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
     model: nn.Module = _make(cfg.model, "model")
     if isinstance(model, Network):
         model.check(data.spec)
-    if cfg.loss.get("positive_weights") == "auto":
-        cfg.loss.positive_weights = data.positive_weights()
+    for name in COUNTED:
+        if cfg.loss.get(name) == "auto":
+            cfg.loss[name] = getattr(data, name)()
     loss = _make(cfg.loss, "loss")
     if getattr(loss, "target", data.spec.target) != data.spec.target:
         fitting = "cross_entropy" if data.spec.target == "label" else "bce_dice"
@@ -282,11 +289,14 @@ def build(cfg: DictConfig, pretrained: bool = True) -> Run:
         raise MedvisionError(f"protocol={cfg.protocol}: expected one of {', '.join(PROTOCOLS)}")
     if cfg.get("protocol") == "paper" and data.spec.target == "label":
         raise MedvisionError(f"protocol=paper chooses by the Dice of masks, data={data.spec.name} has labels")
+    if cfg.get("protocol") == "paper" and not cfg.get("test", True):
+        raise MedvisionError("protocol=paper watches the test split, test=false keeps it for later; leave one out")
     for choice in ("temperature", "cleaning"):
         if cfg.get(choice, "none") not in ("none", "validation"):
             raise MedvisionError(f"{choice}={cfg[choice]}: expected none or validation")
     if cfg.get("cleaning") == "validation" and data.spec.target == "label":
         raise MedvisionError(f"cleaning=validation is of masks, data={data.spec.name} has labels; leave it out")
+    task.tta = TestTimeAugmentation(cfg.get("tta", "none"))  # an older run has none
     run = Run(cfg, data, task)
     if cfg.threshold != "validation":
         run.fixed(cfg.threshold)
@@ -336,8 +346,9 @@ def load_run(folder: Path | str, **task: Any) -> Run:
     """
     place = RunFolder(Path(folder).expanduser().resolve())
     cfg = load_config(place)
-    if cfg.loss.get("positive_weights") == "auto":  # an older run: only training needs the numbers, and they the data
-        cfg.loss.positive_weights = None
+    for name in COUNTED:  # an older run may not have them as numbers: only training needs these, and they the data
+        if cfg.loss.get(name) == "auto":
+            cfg.loss[name] = None
     stored = read_json(place.splits) if place.splits.exists() else {}
     if "mean" in stored:  # what it was trained with, whatever data is there now, if any
         cfg.data.spec.mean, cfg.data.spec.std = stored["mean"], stored["std"]

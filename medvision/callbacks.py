@@ -363,11 +363,11 @@ class Pictures(pl.Callback):
             return
         data = _data(trainer)
         for i in range(min(len(batch["id"]), self.images - len(self._rows))):
-            image = figures.to_pixels(batch["image"][i].cpu().numpy(), *data.normalisation)
-            probability, target = outputs[i].cpu().numpy(), batch["target"][i].cpu()
+            image = figures.to_pixels(batch["image"][i].float().cpu().numpy(), *data.normalisation)
+            probability, target = outputs[i].float().cpu().numpy(), batch["target"][i].cpu()
             if data.spec.target == "mask":
                 self._rows.append(
-                    figures.Example(batch["id"][i], image, target.numpy() > 0, probability >= 0.5),
+                    figures.Example(batch["id"][i], image, (target > 0).numpy(), probability >= 0.5),
                 )
             else:
                 truth = figures.named(data.spec.classes, one_hot(target[None], len(probability))[0])

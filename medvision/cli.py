@@ -18,7 +18,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +40,9 @@ def config_folder() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
-def main(verb: str, action: Action, several: str | None = None, sweep: Sweep | None = None) -> None:
+def main(
+    verb: str, action: Action, several: str | None = None, sweep: Sweep | None = None, space: bool = False
+) -> None:
     """Runs a verb.
 
     Args:
@@ -50,23 +52,29 @@ def main(verb: str, action: Action, several: str | None = None, sweep: Sweep | N
         several: A group of which a list of choices may be typed; `action` is then called with a list of configs.
         sweep: Called in the place of `action`, with `-m` or if the config says so, with the overrides and the composed
             config of each job, and the words after the verb with which it is called again; without it Hydra sweeps.
+        space: Whether choices, ranges and intervals may be typed, which the config is composed without.
     """
     arguments = get_args_parser().parse_args()
     with _refusals(TRACEBACK in arguments.overrides):
         _set_up_logging()
-        ours = {"overrides", "config_dir", "run", "experimental_rerun", *(["multirun"] if sweep else [])}
+        spread = [o for o in arguments.overrides if space and parsed(o).is_sweep_override()]
+        sys.argv = [word for word in sys.argv if word not in spread]  # Hydra reads them
+        ours = {"overrides", "config_dir", "run", "experimental_rerun", *(["multirun"] if sweep or space else [])}
         if any(value for name, value in vars(arguments).items() if name not in ours):
             _hand_to_hydra(verb, arguments.overrides)
             return
         typed = [*arguments.overrides, *_searchpath(arguments.config_dir)]
-        first = typed if sweep is None else expand(typed)[0]
+        fixed = [override for override in typed if override not in spread]
+        first = fixed if sweep is None else expand(typed)[0]
         configs = [compose(verb, overrides) for overrides in variants(first, several)]
         cfg = configs[0]
+        if space and (arguments.multirun or str(cfg.hydra.mode).endswith("MULTIRUN")):
+            raise MedvisionError(f"{verb} is no sweep: leave out -m and hydra.mode, and type what it shall choose from")
         if sweep and (arguments.multirun or str(cfg.hydra.mode).endswith("MULTIRUN")):
             jobs = expand(typed, cfg.hydra.sweeper.params or {})
             sweep(jobs, [compose(verb, job) for job in jobs], [*(["-m"] if arguments.multirun else []), *typed])
             return
-        if first != typed:
+        if first != fixed:
             compose(verb, typed)  # refuses choices where no sweep was asked for
         if str(cfg.hydra.mode).endswith("MULTIRUN"):
             _hand_to_hydra(verb, arguments.overrides)
@@ -76,6 +84,19 @@ def main(verb: str, action: Action, several: str | None = None, sweep: Sweep | N
             with open_dict(config):
                 del config["hydra"]
         action(configs if several else cfg, folder, typed)
+
+
+def parsed(override: str) -> Override:
+    """An override as Hydra reads it.
+
+    Raises:
+        MedvisionError: If it is none.
+    """
+    try:
+        result: Override = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise MedvisionError(f"{override}: {error}") from error
+    return result
 
 
 def variants(overrides: list[str], group: str | None) -> list[list[str]]:
@@ -129,7 +150,7 @@ def compose(verb: str, overrides: Sequence[str], config_dir: str | None = None) 
     """
     overrides = [*overrides, *_searchpath(config_dir)]
     try:
-        return _compose(verb, overrides)
+        return _name_phantoms(_compose(verb, overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise MedvisionError(_explain(error, verb, overrides)) from error
 
@@ -159,6 +180,16 @@ def _searchpath(config_dir: str | None) -> list[str]:
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return hydra.compose(verb, list(overrides), return_hydra_config=True)
+
+
+def _name_phantoms(cfg: DictConfig) -> DictConfig:
+    """Lets no run on phantoms look like one on the real images: their name says so, and no challenge scores them."""
+    data = cfg.get("data")
+    if data and data.get("phantom") and not data.spec.name.startswith("phantom"):
+        data.spec.name = f"phantom_{data.spec.name}"
+        if "challenge" in data.spec:
+            data.spec.challenge = None
+    return cfg
 
 
 def _hand_to_hydra(verb: str, overrides: list[str]) -> None:

@@ -36,11 +36,13 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.runs import RunFolder
     from medvision.tta import TestTimeAugmentation
 
-    views = TestTimeAugmentation(cfg.tta, cfg.tta_mean)  # refuses what it does not know
+    views = None if cfg.tta == "stored" else TestTimeAugmentation(cfg.tta, cfg.tta_mean)
     place = RunFolder(Path(cfg.run).expanduser().resolve())
     require_finished(place)
     run = load_run(place.path, **given)
     split = cfg.split or run.data.reported_split
+    if views is None or (views.name == run.task.tta.name and views.mean_of == run.task.tta.mean_of):
+        views, cfg.tta = run.task.tta, "stored"
     data, name = run.data.dataset(split), _name(cfg, given, split)
     if cfg.protocol == "paper" and run.data.spec.target == "label":
         raise MedvisionError("protocol=paper measures masks, and these are labels; leave it out")
@@ -54,15 +56,17 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     output = writable_folder(place.path / "evaluations", "a run folder that can be written")
     trainer, parts = run.evaluating(), _parts(cfg, run)
     others: dict[str, dict[str, float]] = {}  # columns to compare with
-    if cfg.tta != "none":
+    beside = cfg.tta not in ("stored", "none")
+    if beside:
         log.info("measuring %d images of %s without tta", len(data), split)
+        run.task.tta = TestTimeAugmentation("none")
         stored = _stored(run)
         known = {part: stored[part] if value is None else value for part, value in parts.items()}
         plain = choose_decision(trainer, run.task, run.data, **known)[0]
         started = time.perf_counter()
         others["without tta"] = evaluate(trainer, run.task, run.data, split, plain).summary(plain)
         without = time.perf_counter() - started
-        run.task.tta = views
+    run.task.tta = views
     if chosen := [part for part, value in parts.items() if value is None]:
         log.info("choosing the %s on %d images of val", ", ".join(chosen), len(run.data.dataset("val")))
     decision, val = choose_decision(trainer, run.task, run.data, **parts)
@@ -72,9 +76,10 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     started = time.perf_counter()
     found = evaluate(trainer, run.task, run.data, split, decision)
     seconds = time.perf_counter() - started
-    if cfg.tta != "none":
-        log.info("tta=%s: %.1f s instead of %.1f s", cfg.tta, seconds, without)
-        facts |= {"tta": cfg.tta, "tta_mean": cfg.tta_mean}
+    if views.name != "none":
+        facts |= {"tta": views.name, "tta_mean": views.mean_of}
+    if beside:
+        log.info("tta=%s: %.1f s instead of %.1f s", views.name, seconds, without)
         facts |= {"seconds": round(seconds, 3), "seconds_without_tta": round(without, 3)}
     summary = found.summary(decision)
     if any(value != 0.5 for value in decision.threshold):
@@ -123,6 +128,10 @@ def _require_values(cfg: DictConfig, given: Mapping[str, Any]) -> None:
             f"task.operating_point={given['operating_point']} is what a threshold is chosen for, but threshold="
             f"{cfg.threshold} is no choice; expected threshold=validation"
         )
+    if cfg.tta == "stored" and cfg.tta_mean != "probability":
+        raise MedvisionError(
+            f"tta_mean={cfg.tta_mean} is of views that are asked for; expected tta=flips or others too"
+        )
     if cfg.protocol not in ("clean", "paper"):
         raise MedvisionError(f"protocol={cfg.protocol}: expected clean or paper")
     if cfg.protocol == "paper" and cfg.model.depth is not None:
@@ -135,7 +144,9 @@ def _name(cfg: DictConfig, given: Mapping[str, Any], split: str) -> str:
     name += "".join(f"_{key}_" + re.sub(r"[^\w.]+", "_", str(value)).strip("_") for key, value in given.items())
     name += "".join(f"_{part}_{cfg[part]}" for part in ("temperature", "cleaning") if cfg[part] != "stored")
     name += "" if cfg.model.depth is None else f"_depth{cfg.model.depth}"
-    if cfg.tta != "none":
+    if cfg.tta == "none":
+        name += "_without_tta"
+    elif cfg.tta != "stored":
         name += f"_{cfg.tta}" + ("" if cfg.tta_mean == "probability" else f"_{cfg.tta_mean}")
     return name + ("_paper" if cfg.protocol == "paper" else "")
 

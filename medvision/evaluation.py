@@ -425,7 +425,7 @@ class LabelEvaluation(Evaluation):
             for n in numbers:
                 picture, masks = samples[self.ids[n]].read(data.spec.in_channels)
                 said, there = (figures.named(self.classes, values[n]) for values in (decided, self.truth))
-                verdict = there if said == there else f"{there}, said {said}"
+                verdict = there if said == there else f"{there}\nsaid: {said}"
                 result.append(figures.Tile(f"{given[n]:.2f} {verdict}", picture, masks.transpose(2, 0, 1)[:0] > 0))
             return result
 

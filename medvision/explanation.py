@@ -68,7 +68,7 @@ class Choice:
         index: Number of the class.
         name: What it is called.
         sign: 1, or -1 where its absence is explained.
-        where: (H, W) of 0 and 1, the part of the image; None for labels.
+        where: (H, W), how much of each place belongs to the part of the image, 0 to 1; None for labels.
     """
 
     index: int
@@ -94,7 +94,8 @@ class Target:
     Attributes:
         spec: The facts of the data set.
         activate: Probabilities of logits.
-        word: `predicted`; `positive`, where there is one class; or the name of a class.
+        word: `predicted`, of labels the most probable class of those decided for; `positive`, where there is one class;
+            or the name of a class.
         threshold: Of each class; none where the most probable is decided for.
         point: Row and column of a pixel, as shares of height and width; None is the whole region of the class.
     """
@@ -126,8 +127,9 @@ class Target:
             return Choice(0 if self.word == "positive" else classes.index(self.word), self._name())
         if self.spec.kind == "binary" and float(probability[0]) < (self.threshold or [0.5])[0]:
             return Choice(0, f"not {classes[0]}", -1)
-        index = int(probability.argmax())
-        return Choice(index, classes[index])
+        there = probability >= probability.new_tensor(self.threshold or [0] * len(classes))
+        index = int((torch.where(there, probability, -1) if there.any() else probability).argmax())
+        return Choice(index, classes[index] if there.any() else f"{classes[index]}, not decided for")
 
     def _of_mask(self, probability: Tensor) -> Choice:
         """The region that is predicted; where there is none, the whole image."""
@@ -196,8 +198,7 @@ def explain(
     Raises:
         MedvisionError: If there is no such method or layer, or a layer has no map that the answer depends on.
     """
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise MedvisionError(f"method={unknown[0]}: expected some of {', '.join(METHODS)}")
+    require_methods(methods)
     with _evaluating(model):
         with torch.inference_mode(False), torch.enable_grad():
             seen = image.clone().requires_grad_()  # a frozen network has gradients too
@@ -226,6 +227,12 @@ def explain(
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
+
+
+def require_methods(methods: Sequence[str], option: str = "method", *also: str) -> None:
+    """Refuses what is not among `METHODS`, given by an option, nor among what it may be also."""
+    if unknown := [method for method in methods if method not in (*METHODS, *also)]:
+        raise MedvisionError(f"{option}={unknown[0]}: expected some of {', '.join([*METHODS, *also])}")
 
 
 @contextlib.contextmanager
@@ -411,7 +418,7 @@ def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[
 
 
 def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, masks: NDArray[np.bool_]) -> list[Tile]:
-    """A row of a sheet: the image, and the heat of each layer over it.
+    """A row of a sheet: the image, and the heat of each layer over it; where there is none, the caption says so.
 
     Args:
         image: uint8 (H, W, C).
@@ -420,7 +427,8 @@ def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, ma
         masks: (K, H, W), painted over the image; K may be 0.
     """
     none = np.zeros((0, *image.shape[:2]), bool)
-    return [Tile(caption, image, masks), *(Tile(_end(name), heated(image, one), none) for name, one in heat.items())]
+    said = {name: _end(name) if one.any() else f"{_end(name, 20)}: no heat" for name, one in heat.items()}
+    return [Tile(caption, image, masks), *(Tile(said[name], heated(image, one), none) for name, one in heat.items())]
 
 
 def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:

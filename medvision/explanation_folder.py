@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
 from medvision.explanation import Explanation, Target, channels, explain, row
 from medvision.figures import gallery, heated
 from medvision.files import as_csv, replacing
-from medvision.tasks import ClassificationTask, SegmentationTask
 from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
 
 SCORES = ("deletion", "insertion", "likeness", "inside")
@@ -67,8 +66,10 @@ class ExplanationFolder:
         """
         choice, size = found.choices[0], image.shape[1::-1]
         shown = mask if choice.where is None else choice.where.cpu().numpy() > 0
+        if shown is not None and shown.sum() == 1:  # a point, made large enough to be seen
+            shown = cv2.dilate(shown.astype(np.uint8), np.ones((1 + 2 * (min(shown.shape) // 32),) * 2)) > 0
         masks = [] if shown is None else [cv2.resize(shown.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0]
-        caption = f"{choice.name} {found.probability[0]:.3f}"
+        caption = f"{found.probability[0]:.3f} {choice.name}"  # a name may be long, and is whole in the title
         for method, heat in found.heat.items():
             maps = heat[0].cpu().numpy()
             self._save(name, f"{method}.npy", maps)
@@ -78,7 +79,7 @@ class ExplanationFolder:
                     with replacing(self._place(name, f"{method}_{layer}_{kind}.png")) as temporary:
                         Image.fromarray(pixels).save(temporary, "PNG")
             tiles = row(image, dict(zip(self.layers, maps, strict=True)), caption, np.array(masks, bool))
-            gallery(self._place(name, f"{method}.png"), tiles, [], f"{name}: {method} of {caption}", len(tiles))
+            gallery(self._place(name, f"{method}.png"), tiles, [], f"{name}: {method} of {choice.name}", len(tiles))
 
     def activations(self, name: str, found: Mapping[str, Tensor]) -> None:
         """Writes what layers answer to an image, as an array and as a figure.
@@ -111,12 +112,12 @@ class Scores:
     of the network with random weights; `inside` is the share of heat inside the mask.
 
     Args:
-        task: The trained task, in evaluation mode.
+        network: The trained network, in evaluation mode.
         layers: Those that are explained.
     """
 
-    def __init__(self, task: SegmentationTask | ClassificationTask, layers: Sequence[str]) -> None:
-        self.task, self.layers, self.random = task, layers, randomised(task.model)
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        self.network, self.layers, self.random = network, layers, randomised(network)
         self.draw = torch.Generator().manual_seed(0)
         self.rows: list[tuple[str, str, str, str, list[float]]] = []
 
@@ -134,7 +135,7 @@ class Scores:
 
         def probability(images: Tensor) -> Tensor:
             with torch.inference_mode():
-                return torch.tensor([choice.probability(values) for values in target.activate(self.task(images))])
+                return torch.tensor([choice.probability(values) for values in target.activate(self.network(images))])
 
         other = explain(self.random, seen, self.layers, [*found.heat], target, [choice]).heat
         maps = [

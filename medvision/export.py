@@ -46,6 +46,8 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     images = [read_image(member, run.data.spec.in_channels) for member in members]
     writable_folder(path.parent, "output=<file>")
     log.info("exporting, to be checked on %d images", len(images))
+    if (views := run.task.tta.name) != "none":
+        log.warning("the file answers a single view; the run's numbers and threshold are of the mean of tta=%s", views)
     trained, form, tolerance = run.predicting(), cfg.format, float(cfg.tolerance)
     difference, own = export(trained, path, form, images, bool(cfg.dynamic_size), tolerance)
     print(f"probabilities of {len(images)} images differ by at most {difference:.2g} (tolerance {tolerance:g})")
@@ -56,7 +58,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
 
 def _images(run: "Run", asked: str | None, path: Path) -> "list[Member]":
     """The images to check on: those asked for, or of the split that results are reported on."""
-    from medvision.prediction_folder import Inputs
+    from medvision.inputs import Inputs
 
     if asked is not None:
         return Inputs.find(str(asked), path).images

@@ -114,12 +114,14 @@ class Tile:
 
 
 def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
-    """Draws pictures in rows, each with its masks over it, a colour for each class."""
+    """Draws pictures in rows, each with its masks over it, a colour for each class; no side is above `TILE`."""
     font, line = ImageFont.load_default(13), 20
     above = line * max((tile.caption.count("\n") + 1 for tile in tiles), default=0)
-    cell = (TILE + 6, TILE + above + 4)
+    sizes = [_fitted(tile.image.shape[1], tile.image.shape[0]) for tile in tiles]
+    cell = (TILE + 6, max((tall for _, tall in sizes), default=0) + above + 4)
     head = line * (2 if classes else 1) + 4
-    size = (columns * cell[0], head + -(-len(tiles) // columns) * cell[1])
+    texts = (font.getlength(title), sum(font.getlength(name) + 14 for name in classes))
+    size = (max(columns * cell[0], 8 + int(max(texts))), head + -(-len(tiles) // columns) * cell[1])
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     draw.text((4, 2), title, "black", font)
@@ -127,17 +129,23 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
     for k, name in enumerate(classes):
         draw.text((x, line), name, tuple(c * 2 // 3 for c in CLASSES[k % len(CLASSES)]), font)
         x += draw.textlength(name, font) + 14
-    for n, tile in enumerate(tiles):
+    for n, (tile, wanted) in enumerate(zip(tiles, sizes, strict=True)):
         corner = (n % columns * cell[0], head + n // columns * cell[1])
         caption = "\n".join(_fitting(text, font) for text in tile.caption.split("\n"))
         draw.text((corner[0] + 2, corner[1]), caption, "black", font)
-        shown = cv2.resize(np.asarray(tile.image), (TILE, TILE), interpolation=cv2.INTER_AREA).reshape(TILE, TILE, -1)
-        view: Pixels = np.broadcast_to(shown, (TILE, TILE, 3)).astype(np.uint8)
-        for k, mask in enumerate(_enlarge(tile.masks, (TILE, TILE)) if len(tile.masks) else []):
+        shown = cv2.resize(np.asarray(tile.image), wanted, interpolation=cv2.INTER_AREA).reshape(*wanted[::-1], -1)
+        view: Pixels = np.broadcast_to(shown, (*wanted[::-1], 3)).astype(np.uint8)
+        for k, mask in enumerate(_enlarge(tile.masks, wanted) if len(tile.masks) else []):
             view = _paint(view, mask, CLASSES[k % len(CLASSES)])
         page.paste(Image.fromarray(view), (corner[0], corner[1] + above))
     with replacing(path) as temporary:
         page.save(temporary, "PNG")
+
+
+def _fitted(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a picture in a gallery, whose longer side is `TILE`."""
+    scale = TILE / max(width, height)
+    return max(TILE // 16, round(width * scale)), max(TILE // 16, round(height * scale))  # a row of numbers is seen
 
 
 def _fitting(text: str, font: "ImageFont.ImageFont | ImageFont.FreeTypeFont") -> str:
@@ -179,7 +187,7 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
     """Draws bar charts: for each panel, of each split, a bar for each class with its length and what stands beside."""
     classes = [[*dict.fromkeys(name for values in splits.values() for name in values)] for splits in panels.values()]
     rows = max(len(names) * (len(splits) + 1) for names, splits in zip(classes, panels.values(), strict=True))
-    with _charts(path, 1, len(panels), (7 * len(panels), 1.2 + 0.2 * rows)) as charts:
+    with charted(path, 1, len(panels), (7 * len(panels), 1.2 + 0.2 * rows)) as charts:
         for axes, names, (label, splits) in zip(charts, classes, panels.items(), strict=True):
             thick = 0.84 / len(splits)
             for n, (split, values) in enumerate(splits.items()):
@@ -201,7 +209,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
     What is shown to be a difference is dark, the rest grey; without bounds there is only the value.
     """
     rows = max(len(values) for values in panels.values())
-    with _charts(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             for n, (value, low, high, clear) in enumerate(values.values()):
                 colour = "black" if clear else "grey"
@@ -218,7 +226,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
 def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draws for each panel and name the probability of each rank, the darker the likelier."""
     rows = max(len(values) for values in panels.values())
-    with _charts(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             shares = np.array([*values.values()])
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -249,7 +257,7 @@ def probabilities(
     title: str,
 ) -> None:
     """Draws an image (H, W, C) and the probability (K,) of each class, green where it is there, with its threshold."""
-    with _charts(path, 1, 2, (10, 4.6)) as (left, right):
+    with charted(path, 1, 2, (10, 4.6)) as (left, right):
         left.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
         left.set_axis_off()
         left.set_title(title, fontsize=9)
@@ -283,7 +291,7 @@ def sweep(
         metric: Name of the metric.
         title: What is written above.
     """
-    with _charts(path, 1, 1, (7, 4.4)) as (axes,):
+    with charted(path, 1, 1, (7, 4.4)) as (axes,):
         for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
             (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
             axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -303,7 +311,7 @@ def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], tit
         title: What is written above.
     """
     columns = len(panels)
-    with _charts(path, 2, columns, (4.4 * columns, 5.6), sharex=True, height_ratios=(3, 1)) as charts:
+    with charted(path, 2, columns, (4.4 * columns, 5.6), sharex=True, height_ratios=(3, 1)) as charts:
         charts[0].figure.suptitle(title, fontsize=9)
         for axes, shares, (name, drawn) in zip(charts, charts[columns:], panels.items(), strict=False):
             axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
@@ -379,7 +387,7 @@ def curves(
     panels["learning rate"] = ["lr"]
     columns = 4 if len(panels) in (4, 7, 8) or len(panels) > 9 else 3
     height = -(-len(panels) // columns)
-    with _charts(path, height, columns, (13 / 3 * columns, 3.6 * height)) as charts:
+    with charted(path, height, columns, (13 / 3 * columns, 3.6 * height)) as charts:
         for axes, (title, names) in zip(charts, panels.items(), strict=False):
             for n, (run, rows) in enumerate(runs.items()):
                 steps = max((step for _, step, _, _ in rows), default=0) + 1
@@ -416,7 +424,7 @@ def curves(
 
 
 @contextmanager
-def _charts(path: Path, rows: int, columns: int, size: tuple[float, float], **options: Any) -> "Iterator[list[Axes]]":
+def charted(path: Path, rows: int, columns: int, size: tuple[float, float], **options: Any) -> "Iterator[list[Axes]]":
     """Charts in rows, of a size in inches, written to a PNG when they are drawn; options of `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
     from matplotlib.figure import Figure

@@ -137,7 +137,7 @@ def run_job(
         printed.seek(offset)
         text = printed.read().decode(errors="replace")
     seconds, done = time.monotonic() - began, finished(folder)
-    if process.returncode == 0 and done is not None:
+    if done is not None:  # also where it was stopped just after
         return Outcome("finished", seconds=seconds, result=done.result)
     return Outcome("stopped" if stopped else "failed", reason(process.returncode, text), seconds)
 

@@ -1,5 +1,6 @@
 """One page of figures for labels: how a split is ranked, calibrated and decided, a row for each class."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def page(
         for axes, panel, metric in zip(row, PANELS, ("auroc", "average_precision", "ece", "brier", ""), strict=True):
             title = f"{panel} of {name}" if axes is not row[-1] or len(threshold) else "" if k else panel
             value = values.get(f"{metric}{of_class}")
-            axes.set_title(title + ("" if value is None else f"\n{metric} {value:.3f}"), fontsize=10)
+            axes.set_title(_lines(title, 42) + ("" if value is None else f"\n{metric} {value:.3f}"), fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 
@@ -113,6 +114,11 @@ def bands(probability: Floats, truth: Bools, bootstrap: Bootstrap) -> tuple[Floa
                 pr.append(tp[at] / (tp + fp)[at])
     empty = np.full((1, len(GRID)), np.nan)
     return interval(roc or empty), interval(pr or empty)
+
+
+def _lines(text: str, width: int) -> str:
+    """A text in lines of a width, broken after underscores too."""
+    return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
 
 
 def _curves(roc: Any, pr: Any, probability: Floats, truth: Bools, decided: Bools, bootstrap: Bootstrap) -> None:
@@ -149,18 +155,19 @@ def _reliability(axes: Any, probability: Floats, truth: Bools) -> None:
     axes.plot(found.confidence[known], found.frequency[known], linewidth=0.8, label="how often it was there")
     axes.scatter(found.confidence[known], found.frequency[known], s=6 + 300 * share[known])  # few images, a small dot
     axes.set(xlabel="probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, framealpha=0.5)
 
 
 def _scores(axes: Any, probability: Floats, truth: Bools, name: str, threshold: float | None) -> None:
     for label, values in ((f"not {name}", probability[~truth]), (name, probability[truth])):
         if len(values):
             weights = np.full(len(values), 1 / len(values))
-            axes.hist(values, 25, (0, 1), weights=weights, alpha=0.55, label=f"{label} ({len(values)})")
+            axes.hist(values, 25, (0, 1), weights=weights, alpha=0.55, label=f"{_lines(label, 24)} ({len(values)})")
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3g}")
     axes.set(xlabel="probability", ylabel="share of these images", xlim=(0, 1))
-    axes.legend(fontsize=7)
+    axes.margins(y=0.4)  # room for the legend
+    axes.legend(fontsize=7, loc="upper right")
 
 
 def _matrix(axes: Any, counts: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -168,6 +175,8 @@ def _matrix(axes: Any, counts: NDArray[np.int64], names: Sequence[str]) -> None:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), number in np.ndenumerate(counts):
         axes.text(j, i, number, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 2 else 0)
-    axes.set_yticks(range(len(names)), names, rotation=0 if len(names) > 2 else 90, va="center")
+    shown = [_lines(name, 14) for name in names]
+    across = {"rotation": 90, "ha": "center"} if len(names) > 3 else {}
+    axes.set_xticks(range(len(names)), shown, fontsize=8, **across)
+    axes.set_yticks(range(len(names)), shown, fontsize=8)
     axes.set(xlabel="decision", ylabel="truth")

@@ -98,7 +98,7 @@ class Joblib:
         if self.jobs < 1:
             raise MedvisionError(f"launcher.jobs={self.jobs}: expected 1 or more")
         joblib = _engine("joblib", "joblib")
-        here, share = _gpus_for(jobs), share_of_cpus(min(self.jobs, len(jobs)))
+        here, share = _gpus_for(jobs), share_of_cpus(self.jobs)
         # threads: each only waits for the process that is its job
         joblib.Parallel(n_jobs=self.jobs, backend="threading", batch_size=1)(
             joblib.delayed(_run_here)(job, here, share, watch, run, echo=False) for job in jobs

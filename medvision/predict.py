@@ -41,9 +41,14 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
         raise MedvisionError(f"cleaning={cfg.cleaning}: expected 'stored' or 'none'")
     window = cfg.window
     size = None if window is None else as_size([*window] if isinstance(window, ListConfig) else window, "window")
+    if cfg.heat is not None and size is not None:
+        raise MedvisionError(
+            f"heat={cfg.heat} is of an image seen as a whole, with window= the network sees parts; leave one out"
+        )
     from medvision.build import keep_freed_memory, load_run
-    from medvision.prediction import Predictor
-    from medvision.prediction_folder import Inputs, PredictionFolder, predict, require_whole
+    from medvision.inputs import Inputs, require_whole
+    from medvision.prediction import Heat, Predictor
+    from medvision.prediction_folder import PredictionFolder, predict
     from medvision.report import require_finished
     from medvision.runs import RunFolder
     from medvision.submission import check_submission, require_submittable, write_submission
@@ -57,16 +62,19 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
             require_finished(place)
     runs = [load_run(place.path) for place in places]
     sliding = None if size is None else SlidingWindow(size, cfg.overlap)
-    predictor = Predictor([run.predicting() for run in runs], cfg.tta, sliding)
+    predictor = Predictor([run.predicting() for run in runs], None if cfg.tta == "stored" else cfg.tta, sliding)
+    decision = _decision(runs, cfg.threshold, cfg.cleaning)
+    heat = None if cfg.heat is None else Heat(predictor.models, str(cfg.heat), decision.threshold)
     folder = PredictionFolder(
         output,
         predictor.target,
         predictor.classes,
-        _decision(runs, cfg.threshold, cfg.cleaning),
+        decision,
         bool(cfg.probabilities) and predictor.target == "mask",
+        cfg.heat,
         runs=[_identity(place, run) for place, run in zip(places, runs, strict=True)],
         input=str(inputs.root),
-        tta=cfg.tta,
+        tta=predictor.tta,
         window=None if size is None else list(size),
         overlap=None if size is None else cfg.overlap,
     )
@@ -78,7 +86,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     log.info("%s", inputs.summary)
     keep_freed_memory()
     try:
-        broken = predict(predictor, inputs, folder, bool(cfg.overwrite))
+        broken = predict(predictor, inputs, folder, bool(cfg.overwrite), heat)
     except KeyboardInterrupt:
         raise MedvisionError("interrupted; the same command goes on") from None
     print(f"{len(inputs.images) - len(broken)} of {len(inputs.images)} images predicted: {folder.table}")

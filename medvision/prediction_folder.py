@@ -1,16 +1,13 @@
-"""A folder of predictions: which images, what is written for each, and what of it is already there."""
+"""A folder of predictions: what is written for each image, and what of it is already there."""
 
 import contextlib
 import csv
 import glob
 import io
 import logging
-import os
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from medvision.data.folder import ENDINGS
 from medvision.data.images import Pixels, read_image
-from medvision.data.source import Member, Source
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.figures import overlay
+from medvision.figures import heated, overlay
 from medvision.files import as_csv, locked, read_json, replacing, writable_folder, write_json
+from medvision.inputs import SHOWN, Inputs
 from medvision.metrics import decide
 from medvision.prediction import Predictor
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY = 10  # seconds between two lines of progress where there is no terminal
-SHOWN = 10  # files named in one message
 WORDLESS = re.compile(r"[^\w.-]")  # what a class's name may have and a file's should not
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The images that are to be predicted.
-
-    Attributes:
-        root: The folder or zip archive that their names are relative to.
-        images: Sorted by name.
-        skipped: How many files with which ending are no images.
-    """
-
-    root: Path
-    images: list[Member]
-    skipped: Counter[str]
-
-    @classmethod
-    def find(cls, asked: str, output: Path) -> "Inputs":
-        """Lists images: a file, a folder or zip archive with all below it, or a glob, in which folders count so too.
-
-        What lies below `output` is no input.
-
-        Raises:
-            MedvisionError: If there is nothing, no image among it, or `output` is the folder of the images itself.
-        """
-        path, output = Path(os.path.abspath(Path(asked).expanduser())), output.resolve()
-        if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
-            root, found = path, Source(path).members()
-        elif path.is_file():
-            root, found = path.parent, [_member(path.parent, path)]
-        elif glob.has_magic(str(path)):
-            root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-            matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-            files = {file for match in matches for file in (match.rglob("*") if match.is_dir() else [match])}
-            found = [_member(root, file) for file in sorted(files) if not file.is_dir()]
-        else:
-            raise MedvisionError(f"input={asked} is not there; expected an image, a folder, a zip archive or a glob")
-        if root.resolve() == output:
-            raise MedvisionError(
-                f"output={output} is the folder of the images, among which masks would be taken for images; choose a "
-                "folder of its own"
-            )
-        if output.is_relative_to(root.resolve()):
-            found = [member for member in found if not (root.resolve() / member.name).is_relative_to(output)]
-        images = [member for member in found if _is_image(member.name)]
-        others = (Path(member.name) for member in found if not _is_image(member.name))
-        skipped = Counter("hidden" if other.name[:1] == "." else other.suffix or "no ending" for other in others)
-        if not images:
-            what = f" ({_counted(skipped)})" if skipped else ""
-            raise MedvisionError(f"input={asked} holds no image{what}; expected .png, .jpg, .tif, .bmp or .webp")
-        return cls(root, sorted(images, key=lambda member: member.name), skipped)
-
-    @property
-    def summary(self) -> str:
-        """How many images there are, and what was skipped."""
-        skipped = f"; skipped, no images: {_counted(self.skipped)}" if self.skipped else ""
-        return f"{len(self.images)} images in {self.root}{skipped}"
 
 
 class PredictionFolder:
@@ -106,6 +44,7 @@ class PredictionFolder:
         classes: The K names.
         decision: What makes masks and labels of probabilities, which come calibrated.
         probabilities: Whether masks come with their probabilities.
+        heat: By which method the heat is found that is drawn over each image; None: there is none.
         settings: All else that a prediction depends on, as plain values for `prediction.json`.
     """
 
@@ -116,11 +55,12 @@ class PredictionFolder:
         classes: Sequence[str],
         decision: Decision,
         probabilities: bool = False,
+        heat: str | None = None,
         **settings: Any,
     ) -> None:
         self.path, self.target, self.classes = path, target, list(classes)
-        self.decision, self.probabilities = decision, probabilities
-        own = {"target": target, "classes": self.classes, "probabilities": probabilities}
+        self.decision, self.probabilities, self.heat = decision, probabilities, heat
+        own = {"target": target, "classes": self.classes, "probabilities": probabilities, "heat": heat}
         self.settings = settings | own | decision.entries() | {"threshold": list(decision.threshold)}
         self.rows: dict[str, list[list[str]]] = {}
 
@@ -141,18 +81,19 @@ class PredictionFolder:
         return ["file", "class", "threshold", *of_target]
 
     def pictures(self, name: str) -> dict[str, list[Path]]:
-        """Where the pictures of an image lie: `mask` and perhaps `probability` of each class, `overlay`; or none.
+        """Where the pictures of an image lie: `mask` and perhaps `probability` of each class, `overlay`; `heat`.
 
         Args:
             name: Of the image, relative to the root of the inputs.
         """
-        if self.target != "mask":
-            return {}
         stem = self.path / Path(name).with_suffix("")
+        heat = {"heat": [stem.with_name(f"{stem.name}_heat.png")]} if self.heat else {}
+        if self.target != "mask":
+            return heat
         kinds = ["mask", "probability"] if self.probabilities else ["mask"]
         words = [f"{WORDLESS.sub('_', name)}_" for name in self.classes] if len(self.classes) > 1 else [""]
         places = {kind: [stem.with_name(f"{stem.name}_{word}{kind}.png") for word in words] for kind in kinds}
-        return places | {"overlay": [stem.with_name(f"{stem.name}_overlay.png")]}
+        return places | {"overlay": [stem.with_name(f"{stem.name}_overlay.png")]} | heat
 
     def masks(self, name: str) -> NDArray[np.bool_]:
         """The masks of a finished image, bool (K, H, W)."""
@@ -183,13 +124,16 @@ class PredictionFolder:
             yield
             self._write_table()
 
-    def add(self, name: str, image: Pixels, probability: NDArray[np.float32]) -> None:
+    def add(
+        self, name: str, image: Pixels, probability: NDArray[np.float32], heat: NDArray[np.float32] | None = None
+    ) -> None:
         """Writes the answer to an image.
 
         Args:
             name: Of the image.
             image: uint8 (H, W, C).
             probability: (K, H, W) for masks, (K,) for labels.
+            heat: (H, W) in [0, 1], where the folder is to hold heat.
 
         Raises:
             MedvisionError: If it cannot be written.
@@ -198,10 +142,10 @@ class PredictionFolder:
             if self.target == "mask":
                 masks = self.decision.masks(probability)
                 self._append(name, [_measured(mask) for mask in masks])
-                self._draw(name, image, probability, masks)
             else:
-                decided = decide(probability[None], self.decision.threshold)[0]
+                decided, masks = decide(probability[None], self.decision.threshold)[0], None
                 self._append(name, [[float(p), int(d)] for p, d in zip(probability, decided, strict=True)])
+            self._draw(name, image, probability, masks, heat)
         except OSError as error:
             raise MedvisionError(f"cannot write to {self.path} ({error}); make room, and run again to go on") from None
 
@@ -212,12 +156,19 @@ class PredictionFolder:
         with self.table.open("ab") as handle:
             handle.write(_encoded(self.rows[name]))
 
-    def _draw(self, name: str, image: Pixels, probability: NDArray[np.float32], masks: NDArray[np.bool_]) -> None:
-        drawn: dict[str, Iterable[NDArray[Any]]] = {
-            "mask": masks * np.uint8(255),
-            "probability": np.round(probability * 65535).astype(np.uint16) if self.probabilities else (),
-            "overlay": [overlay(image, masks)],
-        }
+    def _draw(
+        self,
+        name: str,
+        image: Pixels,
+        probability: NDArray[np.float32],
+        masks: NDArray[np.bool_] | None,
+        heat: NDArray[np.float32] | None,
+    ) -> None:
+        drawn: dict[str, Iterable[NDArray[Any]]] = {"heat": [] if heat is None else [heated(image, heat)]}
+        if masks is not None:
+            drawn |= {"mask": masks * np.uint8(255), "overlay": [overlay(image, masks)]}
+        if self.probabilities:
+            drawn["probability"] = np.round(probability * 65535).astype(np.uint16)
         for kind, paths in self.pictures(name).items():
             paths[0].parent.mkdir(parents=True, exist_ok=True)
             for path, pixels in zip(paths, drawn[kind], strict=True):
@@ -298,7 +249,8 @@ class PredictionFolder:
         if not self.record.exists():
             return
         then = self._recorded()
-        before = PredictionFolder(self.path, then["target"], then["classes"], Decision(()), then["probabilities"])
+        what = then["target"], then["classes"], Decision(()), then["probabilities"], then.get("heat")
+        before = PredictionFolder(self.path, *what)
         before._read_table()
         for name in before.rows:
             for path in before._pictures(name):
@@ -307,7 +259,13 @@ class PredictionFolder:
         self.record.unlink()
 
 
-def predict(predictor: Predictor, inputs: Inputs, folder: PredictionFolder, overwrite: bool = False) -> dict[str, str]:
+def predict(
+    predictor: Predictor,
+    inputs: Inputs,
+    folder: PredictionFolder,
+    overwrite: bool = False,
+    heat: Callable[[Pixels, NDArray[np.float32], str], NDArray[np.float32]] | None = None,
+) -> dict[str, str]:
     """Predicts the images that are not finished.
 
     Args:
@@ -315,6 +273,7 @@ def predict(predictor: Predictor, inputs: Inputs, folder: PredictionFolder, over
         inputs: The images.
         folder: Where the answers go.
         overwrite: Begin anew.
+        heat: Finds heat (H, W) of an image with its probabilities and its name.
 
     Returns:
         What is wrong with each image that could not be predicted, by name.
@@ -337,39 +296,12 @@ def predict(predictor: Predictor, inputs: Inputs, folder: PredictionFolder, over
                 try:
                     image = read_image(member, predictor.channels)
                     probability = predictor(image, member.name)
+                    hot = None if heat is None else heat(image, probability, member.name)
                 except MedvisionError as error:
                     broken[member.name] = str(error)
                 else:
-                    folder.add(member.name, image, probability)
+                    folder.add(member.name, image, probability, hot)
     return broken
-
-
-def require_whole(broken: Mapping[str, str], images: int) -> None:
-    """Names images that are broken.
-
-    Args:
-        broken: What is wrong with each.
-        images: How many there are with the whole ones.
-
-    Raises:
-        MedvisionError: If there are any.
-    """
-    if broken:
-        lines = [f"  {name}: {reason}" for name, reason in broken.items()]
-        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise MedvisionError("\n".join([f"broken are {len(broken)} of {images} images:", *lines[:SHOWN], *more]))
-
-
-def _member(root: Path, file: Path) -> Member:
-    return Member(root, file.relative_to(root).as_posix(), 0, 0)
-
-
-def _is_image(name: str) -> bool:
-    return re.search(rf"(?:^|/)[^/.][^/]*{ENDINGS}", name, re.IGNORECASE) is not None
-
-
-def _counted(skipped: Counter[str]) -> str:
-    return ", ".join(f"{number} {ending}" for ending, number in sorted(skipped.items()))
 
 
 def _measured(mask: NDArray[np.bool_]) -> list[float]:

@@ -136,7 +136,7 @@ def compare_weights(one: Path, other: Path) -> str | None:
     differing = [(a, b) for a, b in pairs if not torch.equal(_bits(a), _bits(b))]
     if not differing:
         return None
-    largest = max(float((a.double() - b.double()).abs().max()) for a, b in differing)
+    largest = max(float((a.double() - b.double()).abs().nan_to_num(0, torch.inf).max()) for a, b in differing)
     return f"{len(differing)} of {len(pairs)} tensors differ, by up to {largest:.3g}"
 
 

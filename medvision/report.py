@@ -65,7 +65,7 @@ def finish(place: RunFolder) -> None:
     intervals: dict[str, Any] = {}
     challenge: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for split in ("val", "test"):
+    for split in ("val", "test") if run.config.get("test", True) else ("val",):  # an older run has no such option
         if split in run.data.splits:
             found = val if split == "val" and val else evaluate(trainer, run.task, run.data, split, decision)
             reported = found
@@ -91,6 +91,7 @@ def finish(place: RunFolder) -> None:
             "intervals": intervals,
             "details": details,
             "challenge": {run.data.spec.challenge: challenge} if challenge else {},
+            **({} if run.task.tta.name == "none" else {"tta": run.task.tta.name}),
             "epoch": best["best_epoch"],
             "monitor": {"name": run.task.monitor, "value": best["best"]},
             "fingerprint": run.data.cache.digest,
@@ -145,14 +146,16 @@ def show(place: RunFolder, run: Run) -> None:
     """Prints the results of a finished run."""
     metrics = run.metrics
     splits: dict[str, dict[str, float]] = {name: metrics[name] for name in ("val", "test") if name in metrics}
-    if "test" not in splits:
+    if "test" not in splits and "test" in run.data.splits:
+        log.info("test=false: nobody has looked at test; python -m medvision.evaluate run=%s measures it", place.path)
+    elif "test" not in splits:
         log.warning(
             "%s has no test split here: the numbers are of the validation split, which also chose the epoch%s, so they "
             "flatter",
             run.data.spec.name,
             " and the threshold" if run.decision.threshold else "",
         )
-    title = f"epoch {metrics['epoch']}"
+    title = f"epoch {metrics['epoch']}" + (f", tta {metrics['tta']}" if "tta" in metrics else "")
     if run.decision.threshold:
         title += f", {run.decision}" + (" chosen on validation" if run.config.threshold == "validation" else "")
     beside = {f"{s} {name}": of for s, found in metrics.get("beside", {}).items() for name, of in found.items()}
@@ -166,7 +169,7 @@ def show(place: RunFolder, run: Run) -> None:
     for name, scored in metrics.get("challenge", {}).items():
         for split, values in scored.items():
             print_challenge(name, split, values)
-    print(f"pictures: {place.picture(run.data.reported_split)}\nresults:  {place.metrics}")
+    print(f"pictures: {place.picture([*splits][-1])}\nresults:  {place.metrics}")
     if hint := precision_hint(str(run.config.trainer.precision)):
         print(hint)
 

@@ -58,13 +58,23 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def trial(self) -> Path:
+        """Of a trial of a search: where its journal lies, and its number there."""
+        return self.path / "trial.json"
+
+    @property
+    def pruned(self) -> Path:
+        """Of a trial that its search stopped early: after which epoch, with what value. There are no results then."""
+        return self.path / "pruned.json"
+
+    @property
     def history(self) -> Path:
         """Every number that was logged while training."""
         return self.path / "metrics.csv"
 
     @property
     def splits(self) -> Path:
-        """The ids of each split and the fingerprint of the data."""
+        """The ids of each split, perceptual hashes of them and the fingerprint of the data."""
         return self.path / "splits.json"
 
     @property
@@ -121,8 +131,9 @@ class RunFolder:
         now = facts(data)
         if not self.splits.exists():
             write_json(self.splits, now)
-        elif (then := read_json(self.splits)) != now:
-            differing = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
+            return
+        then = {"hashes": now["hashes"]} | read_json(self.splits)  # an older run has none
+        if differing := [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]:
             raise MedvisionError(
                 f"the data in {data.root} is not what {self.path} was trained on (differing: "
                 f"{', '.join(sorted(differing))}); restore it, or start a new run"
@@ -154,12 +165,13 @@ class RunFolder:
 
 
 def facts(data: "ImageDataModule") -> dict[str, Any]:
-    """What a run keeps of its data: a fingerprint, the statistics that images are normalised by, the ids of splits."""
+    """What a run keeps of its data: fingerprint, statistics that images are normalised by, ids and hashes of splits."""
     return {
         "fingerprint": data.cache.digest,
         "mean": data.normalisation[0].tolist(),
         "std": data.normalisation[1].tolist(),
         **{name: [s.id for s in samples] for name, samples in data.splits.items()},
+        "hashes": {name: data.hashes(name) for name in data.splits},
     }
 
 

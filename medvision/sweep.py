@@ -46,6 +46,11 @@ class Planned:
     overrides: list[str]
     config: dict[str, Any]
 
+    @property
+    def run(self) -> dict[str, Any]:
+        """The config but for the places of this machine: what is trained."""
+        return {key: value for key, value in self.config.items() if key != "paths"}
+
 
 def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) -> None:
     """Runs the jobs of a sweep that are not finished, shows how all ended, and compares them.
@@ -61,6 +66,8 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
     cfg = configs[0]
     if cfg.resume is not None:
         raise MedvisionError("resume= goes on with one run; a sweep goes on by hydra.sweep.dir=<its folder>")
+    if dict(cfg.hydra.sweep.items_ex(resolve=False))["subdir"] != "${hydra.job.num}":
+        raise MedvisionError("hydra.sweep.subdir: the folders of the jobs are their numbers; leave it out")
     folder = Path(cfg.hydra.sweep.dir).expanduser().resolve()
     launcher = instantiate(cfg.launcher)
     asked = [Planned(_kept(job), _plain(config)) for job, config in zip(jobs, configs, strict=True)]
@@ -76,8 +83,9 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
         log.info("sweep of %d jobs in %s%s", len(todo), folder, f"; {len(done)} are finished" if done else "")
         log.info("after any stop, go on with: %s", command)
         watch = Watching(todo, done, launcher.stop_on_failure, bar=sys.stdout.isatty() and not launcher.echo)
-        with _asked_to_stop(watch.stop), watch.progress:
-            launcher.launch([job for job in todo if job.number not in done], watch)
+        if left := [job for job in todo if job.number not in done]:
+            with _asked_to_stop(watch.stop), watch.progress:
+                launcher.launch(left, watch)
         _show(folder, todo, watch.outcomes)
         _compare(folder, [planned[n].config for n, of in watch.outcomes.items() if of.state == "finished"])
     ended = {job: watch.outcomes.get(job.number, Outcome("stopped")) for job in todo}
@@ -101,15 +109,15 @@ def plan(folder: Path, asked: Sequence[Planned], command: str) -> dict[int, Plan
     """
     for n, one in enumerate(asked):
         for m, other in enumerate(asked[:n]):
-            if one.config == other.config:
+            if one.run == other.run:
                 raise MedvisionError(f"jobs {m} and {n} are the same: {' '.join(one.overrides)}; leave one out")
     path = folder / PLAN
     if not path.exists() and (runs := sorted(folder.glob("*/.hydra/config.yaml"))):
         raise MedvisionError(f"{folder} holds runs ({runs[0].parents[1].name}) but no {PLAN}; choose another folder")
     stored = read_json(path)["jobs"] if path.exists() else {}
     planned = {int(number): Planned(job["overrides"], job["config"]) for number, job in stored.items()}
-    new = [job for job in asked if all(job.config != old.config for old in planned.values())]
-    lacking = {n: old for n, old in planned.items() if all(job.config != old.config for job in asked)}
+    new = [job for job in asked if all(job.run != old.run for old in planned.values())]
+    lacking = {n: old for n, old in planned.items() if all(job.run != old.run for job in asked)}
     if lacking:
         said = []
         for n, old in lacking.items():
@@ -214,11 +222,7 @@ def _jobs(folder: Path, planned: dict[int, Planned]) -> list[Job]:
                 {
                     "MEDVISION_SWEEP": folder.name,
                     "MEDVISION_JOB": str(n),
-                    "MEDVISION_TAGS": ",".join(words),
-                    "WANDB_RUN_GROUP": folder.name,
-                    "WANDB_JOB_TYPE": "sweep",
-                    "WANDB_NAME": f"{folder.name}/{n}",
-                    "WANDB_TAGS": ",".join(words),
+                    "MEDVISION_TAGS": json.dumps(words),
                 },
             )
         )

@@ -5,7 +5,6 @@ MEDVISION_JOB the number of the job, MEDVISION_TAGS what was chosen for it, as a
 """
 
 import json
-import logging
 import netrc
 import os
 import secrets
@@ -21,8 +20,6 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, write_json
 from medvision.runs import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 def wandb(save_dir: str, project: str, offline: bool | None = None, **options: Any) -> WandbLogger:
@@ -61,17 +58,19 @@ def mlflow(save_dir: str, experiment_name: str, tracking_uri: str) -> MLFlowLogg
         MedvisionError: If mlflow is not installed.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     folder = RunFolder(Path(save_dir))
     name, sweep, job, words = _job(folder)
     about = {"folder": str(folder.path), "sweep": sweep, "job": job, "tags": ", ".join(words)}
     try:
-        return MLFlowLogger(
-            experiment_name=experiment_name,
-            tracking_uri=tracking_uri,
-            run_name=name,
-            tags={key: value for key, value in about.items() if value},
-            run_id=_known(folder).get("mlflow"),
-        )
+        with _one_at_a_time():
+            return MLFlowLogger(
+                experiment_name=experiment_name,
+                tracking_uri=tracking_uri,
+                run_name=name,
+                tags={key: value for key, value in about.items() if value},
+                run_id=_known(folder).get("mlflow"),
+            )
     except ModuleNotFoundError as error:
         raise MedvisionError(f"logger=mlflow: {error}; install it with pip install medvision[mlflow]") from error
 
@@ -84,14 +83,14 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
         loggers: Those of the trainer.
         folder: Of the run; it keeps what the trackers call it.
         config: By dotted names.
+
+    Raises:
+        MedvisionError: If a resumed run is no longer in the store of MLflow.
     """
     known = _known(folder)
     for logger in loggers:
         if isinstance(logger, MLFlowLogger):
-            with locked(
-                Path(tempfile.gettempdir()) / f"medvision-mlflow-{os.getuid()}.lock"
-            ):  # jobs that begin at once would all make its tables
-                _ = logger.experiment
+            _begin_mlflow(logger, folder)
             if logger.run_id == known.get("mlflow"):  # its config cannot be told twice
                 logger.experiment.update_run(logger.run_id, "RUNNING")
                 continue
@@ -104,13 +103,26 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
     status = "failed"
     try:
         yield
-        _tell_results(loggers, read_json(folder.metrics))
+        if folder.metrics.exists():  # not of a trial that its search stopped early
+            _tell_results(loggers, read_json(folder.metrics))
         status = "success"
     finally:
         for logger in loggers:
             logger.finalize(status)
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish(exit_code=int(status == "failed"))
+
+
+def _begin_mlflow(logger: MLFlowLogger, folder: RunFolder) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _one_at_a_time():
+            _ = logger.experiment
+    except MlflowException as error:
+        raise MedvisionError(
+            f"logger=mlflow: {error}; bring the store back, or remove {folder.trackers} to begin new ones there"
+        ) from error
 
 
 def _tell_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
@@ -122,6 +134,13 @@ def _tell_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None
             logger.experiment.summary.update(final)
         else:
             logger.log_metrics(final)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keeps the jobs of this machine that begin at once from all making the tables of a store, or its experiment."""
+    with locked(Path(tempfile.gettempdir()) / f"medvision-mlflow-{os.getuid()}.lock"):
+        yield
 
 
 def _known(folder: RunFolder) -> dict[str, Any]:

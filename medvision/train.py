@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +30,8 @@ log = logging.getLogger("medvision.train")  # __name__ is __main__ here
 
 def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     """Trains a new run in `folder`, or goes on with the one that `resume` names."""
+    if cli.RANK:
+        end_with_parent()
     if cfg.resume is not None:
         resume(Path(cfg.resume), overrides)
         return
@@ -126,7 +128,7 @@ def _changed_since(place: RunFolder, run: "Run") -> list[str]:
     found = differences(then, environment(run.config.seed))
     found += [f"when it was resumed: {text}" for start in then["starts"] for text in start.get("changed", [])]
     before, now = read_json(place.splits), facts(run.data)
-    for name in sorted(before.keys() | now.keys()):
+    for name in sorted((before.keys() | now.keys()) - {"hashes"}):  # these are part of the fingerprint
         if (old := before.get(name)) != (new := now.get(name)):
             of_ids = name not in ("fingerprint", "mean", "std")
             said = f"{len({*(old or ())} ^ {*(new or ())})} images differ" if of_ids else f"{old} -> {new}"
@@ -158,7 +160,7 @@ def _begun(place: RunFolder) -> "tuple[Run, Training]":
 
     What the config left to the data, as which files a list excludes, is then part of it.
     """
-    from medvision.build import build
+    from medvision.build import COUNTED, build
 
     cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())
@@ -170,8 +172,8 @@ def _begun(place: RunFolder) -> "tuple[Run, Training]":
     run.check_shares(training[0].world_size)
     run.data.prepare_data()
     before = cfg.copy()
-    if "positive_weights" in cfg.loss:
-        cfg.loss.positive_weights = run.config.loss.positive_weights  # what was `auto`, as numbers
+    for name in [name for name in COUNTED if name in cfg.loss]:
+        cfg.loss[name] = run.config.loss[name]  # what was `auto`, as numbers
     cfg.data.exclude = sorted(run.data.exclude)  # what a file listed, by name
     if cfg != before:
         save_config(cfg, place)
@@ -180,7 +182,9 @@ def _begun(place: RunFolder) -> "tuple[Run, Training]":
 
 def execute(run: "Run", training: "Training") -> None:
     """Trains from the last checkpoint that is there, evaluates, and ends with a table."""
+    from medvision.data.problems import settle
     from medvision.logger import HistoryLogger
+    from medvision.pretraining import seen_before
     from medvision.report import finish, show
     from medvision.tracking import tracking
 
@@ -188,25 +192,34 @@ def execute(run: "Run", training: "Training") -> None:
     if place is None:
         raise MedvisionError("a run needs a folder")
     if cli.RANK:
-        end_with_parent()
         fit(run, training, place)
         return
     with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
+        elif place.pruned.exists():
+            raise MedvisionError(
+                f"{place.path} is a trial that its search stopped early, as {place.pruned.name} tells, and does not go "
+                "on; type its values for a new run"
+            )
         else:
             _log_to(place.path / "train.log")
             log.info("run folder: %s", place.path)
             place.record_data(run.data)
-            place.record_start(run.config.seed, [str(p) for p in run.data.findings if p.grade == "warning"])
+            seen = seen_before(run.data, _origins(place), place.path)
+            settle(run.data.spec.name, seen)
+            found = [str(p) for p in [*run.data.findings, *seen] if p.grade == "warning"]
+            place.record_start(run.config.seed, found)
             log.info("%s", run.describe())
             trainer, lines = training
             trackers = [logger for logger in trainer.loggers if not isinstance(logger, HistoryLogger)]
             with tracking(trackers, place, flat(OmegaConf.to_container(run.config))):
                 fit(run, training, place)
                 place.record_end(lines.seconds)
-                finish(place)
-        show(place, run)
+                if not place.pruned.exists():
+                    finish(place)
+        if place.metrics.exists():
+            show(place, run)
 
 
 def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
@@ -242,6 +255,20 @@ def _blame(trainer: "Trainer", error: Exception) -> None:
                 raise MedvisionError(
                     f"process {number} of this training has ended with code {code}; its reason, if any, stands above"
                 ) from error
+
+
+def _origins(place: "RunFolder") -> "list[RunFolder]":
+    """The runs whose weights a run began with, those that these began with, and so on, as far as they are there."""
+    from medvision.pretraining import run_of
+
+    found, left = dict[Path, Any](), [place]
+    while left:
+        cfg = load_config(left.pop())
+        for weights in (cfg.model.get("encoder_weights"), cfg.get("ckpt_path")):
+            if (origin := run_of(weights)) and origin.path not in found:
+                found[origin.path] = origin
+                left.append(origin)
+    return [*found.values()]
 
 
 def _composed(overrides: Sequence[str]) -> object:

@@ -70,7 +70,7 @@ class TestTimeAugmentation:
             raise MedvisionError(f"tta={views}: expected one of {', '.join(VIEWS)}")
         if mean_of not in ("probability", "logit"):
             raise MedvisionError(f"tta_mean={mean_of}: expected probability or logit")
-        self.views, self.mean_of, self.batch = VIEWS[views], mean_of, batch
+        self.name, self.views, self.mean_of, self.batch = views, VIEWS[views], mean_of, batch
 
     def __call__(
         self, model: Callable[[Tensor], Tensor], activate: Callable[[Tensor], Tensor], image: Tensor

@@ -183,12 +183,13 @@ def settings(config: Config) -> dict[str, Any]:
 def grouped(configs: Sequence[Config]) -> list[list[int]]:
     """Places of configs that differ by repetition alone, by first appearance."""
     flat = [settings(config) for config in configs]
-    weights, by_fold = "loss.positive_weights", dict[Any, set[str]]()
-    for config, of in zip(configs, flat, strict=True):
-        by_fold.setdefault(config["data"].get("fold"), set()).add(repr(of.get(weights)))
-    if len(by_fold) > 1 and all(len(found) == 1 for found in by_fold.values()):
-        for of in flat:
-            of.pop(weights, None)  # counted in the training images of each fold
+    for weights in ("loss.positive_weights", "loss.class_weights"):
+        by_fold: dict[Any, set[str]] = {}
+        for config, of in zip(configs, flat, strict=True):
+            by_fold.setdefault(config["data"].get("fold"), set()).add(repr(of.get(weights)))
+        if len(by_fold) > 1 and all(len(found) == 1 for found in by_fold.values()):
+            for of in flat:
+                of.pop(weights, None)  # counted in the training images of each fold
     groups: dict[str, list[int]] = {}
     for n, of in enumerate(flat):
         groups.setdefault(repr(sorted(of.items())), []).append(n)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
+from medvision import cli
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.evaluation import LabelEvaluation, MaskEvaluation
@@ -462,6 +463,20 @@ def fake_run() -> Callable[..., Path]:
     Results are counts (N, K, 4) of masks or probabilities (N, K) of labels, whose truth alternates.
     """
     return _fake_run
+
+
+@pytest.fixture(scope="session")
+def jobs_of() -> Callable[..., list[list[str]]]:
+    """`jobs_of("dsb2018_loss", "+scale=smoke")`: the overrides of each job of an experiment."""
+
+    def expand(name: str, *words: str) -> list[list[str]]:
+        typed = [f"experiment={name}", *words]
+        cfg = cli.compose("train", typed)
+        if not str(cfg.hydra.mode).endswith("MULTIRUN"):
+            return [typed]
+        return cli.expand(typed, cfg.hydra.sweeper.params)
+
+    return expand
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import platform
 import resource
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from medvision.runs import RunFolder
 from medvision.tasks import ClassificationTask, SegmentationTask
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-NOT_A_PART = {"hydra", "experiment", "task"}  # Hydra's own; whole trainings; what a data set chooses
+NOT_A_PART = {"hydra", "experiment", "scale", "task"}  # Hydra's own; whole trainings; what a data set chooses
 
 
 def choices(group):
@@ -105,7 +106,7 @@ def prepared(request, places):
 
     def prepare(name):
         cfg = compose(f"data={name}")
-        if "images" in cfg.data:
+        if cfg.data.phantom:
             return [f"data.images.{split}=10" for split in cfg.data.images]
         try:
             fake = request.getfixturevalue(f"fake_{name}")
@@ -146,13 +147,41 @@ def test_every_part_is_built(group, choice, tmp_path):
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_every_experiment_is_built(name):
-    overrides = [f"experiment={name}"]
-    if "encoder_weights" in compose(*overrides).model:
-        overrides.append("model.encoder_weights=null")  # no download
-    run = build(compose(*overrides))
-    assert run.data.spec.num_outputs == len(run.data.spec.classes)
+def test_every_experiment_is_built(name, jobs_of):
+    jobs = jobs_of(name)
+    variants = [job for job in jobs if "seed=1" in job] or jobs
+    configs = [compose(*job) for job in variants]
+    assert len({OmegaConf.to_yaml(cfg) for cfg in configs}) == len(variants)
+    if len(jobs) > 1:  # a claim
+        seeds = Counter(word for job in jobs for word in job if word.startswith("seed="))
+        assert seeds == {f"seed={seed}": len(variants) for seed in (1, 2, 3)}
+    run = build(configs[0], pretrained=False)  # no download
+    assert (run.data.phantoms is None) == (name != "demo")
     assert next(run.task.model.parameters()).requires_grad
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_has_a_small_scale(name, jobs_of):
+    large, small = jobs_of(name), jobs_of(name, "+scale=smoke")
+    assert len(small) <= 8 and len(large) % len(small) == 0
+    for job in (small[0], small[-1]):
+        cfg = compose(*job)
+        assert cfg.data.phantom and cfg.data.spec.name.startswith("phantom") and not cfg.data.spec.get("challenge")
+        assert (cfg.data.image_size, cfg.trainer.max_epochs) == (32, 1)
+        assert len(small) == 1 or cfg.seed == 1
+        if name != "demo":
+            assert cfg.model.get("encoder_weights") is None  # no network
+
+
+def test_pretrained_weights_are_named_by_the_environment(jobs_of, monkeypatch):
+    def weights(name, *words):
+        return list(dict.fromkeys(compose(*job).model.encoder_weights for job in jobs_of(name, *words)))
+
+    assert weights("isic2017_pretraining") == [None, "imagenet"]
+    assert weights("isic2018_attributes_encoder") == ["imagenet"]
+    monkeypatch.setenv("MEDVISION_PRETRAINED", "/runs/a,/runs/b")
+    assert weights("isic2017_pretraining") == [None, "/runs/a", "/runs/b"]
+    assert weights("isic2017_pretraining", "+scale=smoke") == ["/runs/a", "/runs/b"]
 
 
 @pytest.mark.parametrize("name", choices("data"))
@@ -160,6 +189,21 @@ def test_every_data_set_is_built(name):
     cfg = compose(f"data={name}", verb="prepare")
     data = build_data(cfg)
     assert data.spec.name == name and data.spec.num_outputs == len(data.spec.classes)
+
+
+@pytest.mark.parametrize("name", [name for name in DATA if not name.startswith("phantom")])
+def test_phantoms_are_drawn_in_the_layout_of_a_data_set(name):
+    cfg = compose(f"data={name}", "data.phantom=true", "data.images=24", "data.image_size=16", verb="prepare")
+    if get_class(cfg.data._target_).drawing is None:
+        with pytest.raises(MedvisionError, match=f"nothing draws in the layout of {name}; leave it out"):
+            build_data(cfg)
+        return
+    data = build_data(cfg)
+    assert (data.spec.name, data.spec.challenge) == (f"phantom_{name}", None)
+    assert len(data.samples) == 24 and {*data.splits} >= {"train", "val"}
+    assert [problem for problem in data.problems if problem.grade != "note"] == []
+    real = compose(f"data={name}", verb="prepare").data.spec
+    assert real.name == name and data.spec.classes == tuple(real.classes)
 
 
 def test_every_task_is_chosen_by_a_data_set():
@@ -237,8 +281,8 @@ def test_the_optimizer_has_each_parameter_once_layer_by_layer(model):
 
 def test_defaults():
     cfg = compose()
-    assert (cfg.model._target_, cfg.data._target_) == ("medvision.models.UNetV2", "medvision.data.Phantom")
-    assert cfg.data.spec.name == "phantom"
+    assert (cfg.model._target_, cfg.data._target_) == ("medvision.models.UNetV2", "medvision.data.ISIC2017")
+    assert cfg.data.spec.name == "phantom" and cfg.data.phantom
 
 
 def test_the_data_set_chooses_the_task_and_the_task_the_loss():

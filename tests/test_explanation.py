@@ -179,6 +179,14 @@ def test_a_binary_label_is_explained_as_it_is_decided(spec):
         assert of_labels(spec, word, "binary").choose(logits) == [Choice(0, "lesion")] * 2
 
 
+def test_of_labels_that_go_together_one_that_is_decided_for_is_explained(spec):
+    logits = torch.tensor([[0.4, 0.45], [0.6, 0.7], [0.2, 0.45]]).logit()
+    choices = of_labels(spec, kind="multilabel", threshold=(0.3, 0.5)).choose(logits)
+    assert [(c.index, c.name) for c in choices] == [(0, "round"), (1, "square"), (1, "square, not decided for")]
+    names = [c.name for c in of_labels(spec, kind="multilabel").choose(logits)]  # no threshold is known yet
+    assert names == ["square", "square", "square"]
+
+
 def test_a_region_and_a_point_are_the_librarys(spec):
     torch.manual_seed(0)
     model, image = UNetPP(channels=(4, 8), num_outputs=2).eval(), torch.randn(1, 3, *SIZE)
@@ -343,8 +351,8 @@ def test_a_row_of_a_sheet():
     image = np.full((20, 30, 3), 100, np.uint8)
     heat = np.zeros((4, 6), np.float32)
     heat[:, 3:] = 1
-    tiles = row(image, {"layer": heat, "a" * 40: heat}, "cat 0.9", np.ones((1, 20, 30), bool))
-    assert [tile.caption for tile in tiles] == ["cat 0.9", "layer", "..." + "a" * 27]
+    tiles = row(image, {"layer": heat, "a" * 40: heat, "b": 0 * heat}, "cat 0.9", np.ones((1, 20, 30), bool))
+    assert [tile.caption for tile in tiles] == ["cat 0.9", "layer", "..." + "a" * 27, "b: no heat"]
     assert np.array_equal(tiles[0].image, image) and tiles[0].masks.all() and not tiles[1].masks.size
     hot, cold = tiles[1].image[:, -1].astype(int), tiles[1].image[:, 0].astype(int)
     assert (hot[:, 0] > hot[:, 2] + 50).all() and (cold[:, 2] > cold[:, 0] + 50).all()  # red, and blue

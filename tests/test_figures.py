@@ -323,6 +323,29 @@ def test_captions_of_a_gallery_stay_above_their_picture(tmp_path):
     assert not captions[:, TILE + 6 :].any()
 
 
+@pytest.mark.parametrize(("shape", "shown"), [((50, 100), (112, 224)), ((90, 60), (224, 149)), ((1, 500), (14, 224))])
+def test_pictures_of_a_gallery_keep_their_shape(shape, shown, tmp_path):
+    """A row of numbers alone is made thick enough to be seen."""
+    mask = np.zeros((1, *shape), bool)
+    mask[:, :, : shape[1] // 2] = True
+    gallery(tmp_path / "g.png", [Tile("", np.full((*shape, 1), 9, np.uint8), mask)], [], "t", columns=1)
+    pixels = np.asarray(Image.open(tmp_path / "g.png")).astype(int)
+    assert pixels.shape == (24 + 20 + shown[0] + 4, TILE + 6, 3)
+    page = pixels[44:] < 255
+    assert page[: shown[0], : shown[1]].all() and not page[shown[0] :].any() and not page[:, shown[1] :].any()
+    veiled = (np.ptp(pixels[44 : 44 + shown[0], : shown[1]], axis=2) > 20).mean()
+    assert veiled == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_title_of_a_narrow_gallery_is_whole(tmp_path):
+    gallery(
+        tmp_path / "g.png", [Tile("", np.full((4, 4, 3), 255, np.uint8), np.zeros((0, 4, 4), bool))], [], "m" * 60, 1
+    )
+    pixels = np.asarray(Image.open(tmp_path / "g.png"))
+    dark = np.flatnonzero((pixels[:20] < 128).any((0, 2)))
+    assert TILE < dark.max() < pixels.shape[1] - 2 and len(dark) / np.ptp(dark) > 0.6
+
+
 def test_a_gallery_of_nothing_has_its_title(tmp_path):
     gallery(tmp_path / "g.png", [], [], "0 of 0 mistakes")
     assert Image.open(tmp_path / "g.png").size == (6 * (TILE + 6), 24)

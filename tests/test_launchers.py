@@ -4,10 +4,12 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 
-from medvision import launchers
+from medvision import cli, launchers
 from medvision.errors import MedvisionError
 from medvision.jobs import LOG, THREADS, Outcome
 from medvision.launchers import InTurn, Job, Joblib, Ray, Slurm
@@ -68,6 +70,16 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
+CHOICES = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "conf" / "launcher").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_is_a_launcher_with_its_own_defaults(name):
+    made = instantiate(cli.compose("train", [f"launcher={name}"]).launcher)
+    assert made == type(made)() and callable(made.launch) and made.echo is (name == "in_turn")
+    assert type(made).__name__.lower() == name.replace("_", "")
+
+
 def at_once(log):
     return max(sum(one["began"] <= entry["began"] < one["ended"] for one in log) for entry in log)
 
@@ -94,6 +106,11 @@ def test_joblib_several_at_once_with_a_share_of_the_processors(jobs, run):
     assert sorted(watch.outcomes) == [*range(7)] and at_once(run.log) == 3
     assert {entry[name] for entry in run.log for name in THREADS} == {"2"}  # 8 by 3
     assert not any(entry["echo"] for entry in run.log)
+
+
+def test_the_last_job_has_the_same_share(jobs, run):
+    Joblib(jobs=4).launch(jobs(1), Watch(), run)  # as when it began beside others: results depend on it
+    assert run.log[0]["OMP_NUM_THREADS"] == "2"
 
 
 def test_a_smaller_number_of_threads_is_kept(jobs, run, monkeypatch):

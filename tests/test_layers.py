@@ -9,21 +9,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
     {"errors"},
     {"spec", "files"},
+    {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
-    {"figures", "label_figures", "postprocess"},
-    {"decision"},
+    {"figures", "label_figures", "postprocess", "inputs"},
+    {"decision", "study_figures"},
     {"tasks", "explanation", "trust"},
-    {"callbacks"},
+    {"callbacks", "pruning"},
     {"evaluation", "runs", "verification", "prediction"},
     {"configs", "jobs", "gpus"},
     {"build", "launchers", "tracking"},
-    {"report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
+    {"pretraining", "report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
     {"comparison"},
     {"comparison_tables", "page_images"},
     {"page_figures"},
     {"page"},
     {"cli"},
-    {"evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "models.__main__"},
+    {"evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "search", "models.__main__"},
     {"sweep"},
     {"train"},
 ]
@@ -41,6 +42,7 @@ KNOW_HYDRA = {
     "compare",
     "export",
     "explain",
+    "search",
     "models.__main__",
 }
 
@@ -98,9 +100,10 @@ def test_only_build_and_the_entry_points_know_hydra():
             ["hydra", "omegaconf"],
         ),
         (
-            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain"],
-            ["torch", "pytorch_lightning", "cv2", "matplotlib"],
+            ["cli", "train", "evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "search"],
+            ["torch", "pytorch_lightning", "cv2", "matplotlib", "optuna"],
         ),
+        (["comparison", "variants", "report", "tracking"], ["wandb", "mlflow", "tensorboard"]),
     ],
 )
 def test_importing_leaves_out(modules, unwanted):

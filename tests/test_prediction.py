@@ -1,18 +1,20 @@
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.plugins.precision import HalfPrecision, MixedPrecision
 from scipy.special import expit, logit
 from torch import nn
 
 from medvision.data.images import read_image
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
+from medvision.explanation import Choice, Target, explain
 from medvision.losses import CrossEntropy, SegmentationLoss
 from medvision.models import UNetFamily
-from medvision.prediction import Predictor, Trained
+from medvision.prediction import Explainer, Heat, Predictor, Trained
 from medvision.tasks import ClassificationTask, SegmentationTask, resize_probability
 from medvision.windows import SlidingWindow
 
@@ -176,3 +178,72 @@ def test_a_model_is_asked_as_trained_not_as_training(spec):
     model.task.train()
     predictor = Predictor([model])
     np.testing.assert_array_equal(predictor(photo()), predictor(photo()))
+
+
+def small(spec, name="first", seed=0, **options):
+    """A trained network with layers of which heat can be seen."""
+    torch.manual_seed(seed)
+    classes = len(spec.classes)
+    body = [nn.Conv2d(spec.in_channels, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()]
+    ends = {
+        "label": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)],
+        "mask": [nn.Upsample(scale_factor=2), nn.Conv2d(8, classes, 1)],
+    }
+    return trained(spec, name, seed, nn.Sequential(*body, *ends[spec.target]), **options)
+
+
+def test_heat_of_labels_is_the_mean_over_models_of_what_they_decide_together(spec):
+    facts = spec("multiclass", target="label", image_size=(16, 24))
+    models, image = [small(facts, seed=seed) for seed in range(2)], photo()
+    models.append(small(spec("multiclass", target="label", image_size=(24, 24)), seed=2))  # sees another size
+    probability = Predictor(models)(image)
+    for given in (probability, probability[::-1].copy()):
+        found = Heat(models, "grad_cam", ())(image, given)
+        expected = []
+        for model in models:
+            name = facts.classes[int(given.argmax())]
+            target = Target(facts, model.task.activate, name)
+            seen = model.see(image, model.task.spec.image_size)[None]
+            heat = explain(model.task.model, seen, ["3"], ["grad_cam"], target).heat["grad_cam"][0, 0]
+            expected.append(cv2.resize(heat.numpy(), (34, 21)))
+        assert found.shape == (21, 34) and found.dtype == np.float32 and found.max() > 0.3
+        np.testing.assert_allclose(found, np.mean(expected, 0), atol=1e-6)
+
+
+def test_heat_of_masks_is_of_the_largest_region_that_was_predicted(spec):
+    facts, image = spec("multilabel", image_size=16), photo(32, 48)
+    model = small(facts)
+    probability = np.zeros((2, 32, 48), np.float32)
+    probability[0, :4, :4], probability[1, 8:24, 12:36] = 0.9, 0.6
+    first, second = torch.zeros(2, 16, 16)  # the same at network size
+    first[:2, :2], second[4:12, 4:12] = torch.tensor([1, 1 / 3]), 1
+    seen = model.see(image, facts.image_size)[None]
+    for threshold, choice in (((0.5, 0.5), Choice(1, "", where=second)), ((0.5, 0.7), Choice(0, "", where=first))):
+        target = Target(facts, torch.sigmoid)
+        [[expected]] = explain(model.task.model, seen, ["4"], ["layer_cam"], target, [choice]).heat["layer_cam"]
+        found = Heat([model], "layer_cam", threshold)(image, probability)
+        assert found.max() > 0.9
+        np.testing.assert_allclose(found, cv2.resize(expected.numpy(), (48, 32)), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [HalfPrecision("bf16-true"), MixedPrecision("bf16-mixed", "cpu")])
+def test_runs_of_half_precision_are_explained_in_single_and_answer_as_before(precision, spec):
+    facts, image = spec("multiclass", target="label"), photo()
+    model, single = small(facts, precision=precision), small(facts)
+    predictor = Predictor([model])
+    before = predictor(image)
+    heat = Heat([model], "grad_cam", ())(image, before)
+    np.testing.assert_array_equal(predictor(image), before)
+    if precision.precision == "bf16-true":
+        single.task.to(torch.bfloat16).float()
+    np.testing.assert_array_equal(heat, Heat([single], "grad_cam", ())(image, before))
+
+
+def test_heat_is_refused_early(spec):
+    with pytest.raises(MedvisionError, match="heat=gradcam: expected some of grad_cam, "):
+        Heat([small(spec())], "gradcam", (0.5,))
+    broken = small(spec("multiclass", target="label"))
+    nn.init.constant_(broken.task.model[0].weight, float("nan"))
+    explainer = Explainer(broken, ["3"])
+    with pytest.raises(MedvisionError, match="photo"):
+        explainer(photo(), ["grad_cam"], explainer.target(), name="photo")

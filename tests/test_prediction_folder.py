@@ -10,7 +10,8 @@ from PIL import Image
 
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.prediction_folder import Inputs, PredictionFolder, predict
+from medvision.inputs import Inputs
+from medvision.prediction_folder import PredictionFolder, predict
 
 SIZE = (30, 40)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from medvision import cli, train
 from medvision.callbacks import EpochLines
+from medvision.errors import MedvisionError
 from medvision.runs import RunFolder
-from medvision.tracking import mlflow, wandb
+from medvision.tracking import mlflow, tracking, wandb
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TINY = [
@@ -73,18 +75,31 @@ def stored(places, ids):
 def records(folder):
     """For each time that wandb was begun, what it wrote: {kind of record: [records]}."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        store, kinds = DataStore(), {}
-        store.open_for_scan(str(path))
-        while data := store.scan_data():
+        kinds = {}
+        for data in chunks(path.read_bytes()):
             record = Record()
             record.ParseFromString(data)
             kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
         found.append(kinds)
     return found
+
+
+def chunks(log):
+    """The records of a log of LevelDB: blocks of 32 KiB of parts (checksum, length, and 1 whole, 2 first, 4 last)."""
+    place, data, block = 7, b"", 1 << 15  # after the name of the format
+    while place + 7 <= len(log):
+        if block - place % block < 7:
+            place += block - place % block
+            continue
+        length, kind = struct.unpack("<HB", log[place + 4 : place + 7])
+        data += log[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield data
+            data = b""
 
 
 def test_a_failed_run_is_marked_so_and_resumed_under_the_same_name(places, tracked):
@@ -180,9 +195,13 @@ def test_tags_of_a_job(tmp_path, monkeypatch, words, tags):
     assert wandb(str(tmp_path), "medvision", True)._wandb_init["tags"] == tags
 
 
-def test_without_a_sweep_a_run_is_called_by_its_folder(tmp_path, monkeypatch):
+def test_without_a_sweep_a_run_is_called_by_its_folder(places, tracked, tmp_path, monkeypatch):
     monkeypatch.delenv("MEDVISION_SWEEP", raising=False)
-    found = mlflow(str(tmp_path / "mine"), "medvision", f"sqlite:///{tmp_path}/mlflow.db")
+    found = mlflow(str(tmp_path / "mine"), "medvision", f"sqlite:///{places / 'runs' / 'mlflow.db'}")
+    (tmp_path / "trackers.json").write_text(json.dumps({"mlflow": "a" * 32}))
+    lost = mlflow(str(tmp_path), "medvision", f"sqlite:///{places / 'runs' / 'mlflow.db'}")
+    gone = r"not found; bring the store back, or remove .*trackers\.json"
+    with pytest.raises(MedvisionError, match=gone), tracking([lost], RunFolder(tmp_path), {}):
+        pass
     assert (found._run_name, found.tags["folder"]) == ("mine", str(tmp_path / "mine"))
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert RunFolder(tmp_path).trackers.name == "trackers.json"

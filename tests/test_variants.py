@@ -149,9 +149,10 @@ def test_trackers_and_places_make_no_variant(runs):
     assert grouped([run.config for run in runs([], [], [], [], configs=changes)]) == [[0, 1, 2, 3]]
 
 
-def test_weights_counted_in_each_fold_make_no_variant(runs):
+@pytest.mark.parametrize("name", ["positive_weights", "class_weights"])
+def test_weights_counted_in_each_fold_make_no_variant(name, runs):
     def of(fold, weights, lr):
-        return {"data": {"fold": fold}, "loss": {"positive_weights": weights}, "optimizer": {"lr": lr}}
+        return {"data": {"fold": fold}, "loss": {name: weights}, "optimizer": {"lr": lr}}
 
     counted = [of(fold, [2.0 + fold], lr) for lr in (0.1, 0.2) for fold in (0, 1)]
     assert grouped([run.config for run in runs(*[[]] * 4, configs=counted)]) == [[0, 1], [2, 3]]

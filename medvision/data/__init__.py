@@ -11,14 +11,6 @@ from medvision.data.hymenoptera import Hymenoptera
 from medvision.data.isic2016 import ISIC2016
 from medvision.data.isic2017 import ISIC2017, ISIC2017Diagnosis
 from medvision.data.isic2018 import ISIC2018Attributes, ISIC2018Lesion
-from medvision.data.phantom import (
-    Phantom,
-    PhantomAttributes,
-    PhantomInsects,
-    PhantomMelanoma,
-    PhantomNuclei,
-    PhantomPolyps,
-)
 from medvision.data.problems import Problem
 
 __all__ = [
@@ -36,12 +28,6 @@ __all__ = [
     "ISIC2018Attributes",
     "ISIC2018Lesion",
     "ImageDataModule",
-    "Phantom",
-    "PhantomAttributes",
-    "PhantomInsects",
-    "PhantomMelanoma",
-    "PhantomNuclei",
-    "PhantomPolyps",
     "Problem",
     "Sample",
 ]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from medvision.data.cache import BrokenFiles, Cache, Sample
 from medvision.data.checks import check
 from medvision.data.dataset import CachedDataset, collate
 from medvision.data.indexing import Indexing
+from medvision.data.phantom import Drawing, Phantoms
 from medvision.data.problems import Problem, settle
 from medvision.data.sampling import EpochSampler, ShardSampler
 from medvision.data.source import many_objects
@@ -47,7 +48,7 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
 
     Args:
         spec: The facts of the data set.
-        root: Folder with what was downloaded; may be read-only.
+        root: Folder with what was downloaded; may be read-only. Phantoms lie in the cache instead.
         cache: Folder for what is derived.
         image_size: Side in pixels or (height, width), instead of the spec's.
         batch_size: Images in a training and evaluation batch.
@@ -62,10 +63,16 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         exclude: Ids to leave out, or a text file with one in each line.
         alike_together: Whether images that look alike stay in one split where splits are dealt.
         balanced: Whether an epoch draws images of rare classes as often as those of frequent ones.
+        phantom: Whether images are drawn in the layout of the data set, in the place of those that were downloaded.
+        images: How many are drawn, altogether or in the words of the drawing.
+        draw_seed: Seed of the drawing; that of a run does not change the data.
 
     Raises:
-        MedvisionError: If a number is out of its range or the file of `exclude` is not there.
+        MedvisionError: If a number is out of its range, the file of `exclude` is not there, or nothing can be drawn.
     """
+
+    drawing: ClassVar[Drawing | None] = None
+    """What draws phantoms in the layout of the data set."""
 
     watched: str | None = None
     """A split that is measured beside validation while training, as `protocol=paper` wants it."""
@@ -88,8 +95,16 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         exclude: Sequence[str] | str = (),
         alike_together: bool = True,
         balanced: bool = False,
+        phantom: bool = False,
+        images: int | Mapping[str, int] | None = None,
+        draw_seed: int = 0,
     ) -> None:
         pl.LightningDataModule.__init__(self)
+        self.phantoms = Phantoms(spec, self.drawing, images, draw_seed) if phantom else None
+        if self.phantoms is not None:
+            root = Path(cache) / spec.name / self.phantoms.folder
+        elif images is not None:
+            raise MedvisionError(f"data.images={images} is how many phantoms are drawn; expected data.phantom=true too")
         spec = spec if image_size is None else dataclasses.replace(spec, image_size=as_size(image_size))
         Indexing.__init__(self, spec, Path(root))
         if batch_size < 1:
@@ -121,6 +136,8 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
             MedvisionError: If data is missing, an id in two places, a split empty, or an excluded id unknown.
         """
         self.noted.clear()
+        if self.phantoms is not None:
+            self.phantoms.draw(self.root)
         with many_objects():
             splits = {name: sorted(samples, key=lambda s: s.id) for name, samples in self.index().items()}
         ids = [sample.id for samples in splits.values() for sample in samples]
@@ -135,6 +152,11 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
             if not splits.get(name):
                 raise MedvisionError(f"{self.spec.name}: no images for the split {name!r} in {self.root}")
         return splits
+
+    def expect(self, what: str, official: int, found: int) -> None:
+        """Warns where the number of images is not the official one; of phantoms any is right."""
+        if self.phantoms is None:
+            super().expect(what, official, found)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -264,6 +286,10 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
             raise MedvisionError(f"{self.spec.name} has no split {split!r} here; it has {', '.join(self.dealt)}")
         return np.flatnonzero(np.array(self.split_of) == split)
 
+    def hashes(self, split: str) -> list[str]:
+        """The perceptual hash of each image of a split, as hexadecimal digits."""
+        return [value.tobytes().hex() for value in self.cache.facts["hash"][self.rows(split)]]
+
     @cached_property
     def normalisation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each channel, in [0, 1]: the spec's, or those of the training split."""
@@ -319,10 +345,21 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         Raises:
             MedvisionError: If a class does not occur.
         """
-        share = self.positive_share(self.rows(split))
-        if missing := [name for name, s in zip(self.spec.classes, share, strict=True) if s == 0]:
-            raise MedvisionError(f"{self.spec.name}: {', '.join(missing)} does not occur in {split}: no weight for it")
-        return [float((1 - s) / s) for s in share]
+        return [float((1 - s) / s) for s in self._present_share(split)]
+
+    def class_weights(self, split: str = "train") -> list[float]:
+        """For each of exclusive classes, the inverse of its share of the images of a split over the number of classes.
+
+        Raises:
+            MedvisionError: If classes do not exclude each other, or one does not occur.
+        """
+        if self.spec.kind != "multiclass":
+            raise MedvisionError(
+                f"loss.class_weights=auto is of exclusive classes, those of {self.spec.name} are each there or not; "
+                "expected a number for each, or loss.positive_weights=auto"
+            )
+        share = self._present_share(split)
+        return [float(1 / (len(share) * s)) for s in share]
 
     def positive_share(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """For each class its mean share of an image's area, for labels its share of images, over rows of the cache."""
@@ -330,6 +367,13 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
             return np.asarray(self.presence[rows].mean(0))
         facts = self.cache.facts[rows]
         return np.asarray((facts["pixels"] / facts["size"].astype(np.int64).prod(1)[:, None]).mean(0))
+
+    def _present_share(self, split: str) -> NDArray[np.float64]:
+        """The `positive_share` of a split in which every class occurs."""
+        share = self.positive_share(self.rows(split))
+        if missing := [name for name, s in zip(self.spec.classes, share, strict=True) if s == 0]:
+            raise MedvisionError(f"{self.spec.name}: {', '.join(missing)} does not occur in {split}: no weight for it")
+        return share
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[DataLoader[dict[str, Any]]]:
         """The validation split at network size; if a split is `watched` beside it, a list of both."""

@@ -6,13 +6,11 @@ from collections import defaultdict
 from dataclasses import replace
 
 from medvision.data.base import ImageDataModule, Splits
+from medvision.data.drawing import polyps
+from medvision.data.drawing.polyps import LAST_FRAMES
+from medvision.data.phantom import Drawing
 from medvision.data.source import Member
 
-LAST_FRAMES = (
-    *(25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317),
-    *(342, 363, 383, 408, 428, 447, 466, 478, 503, 528, 546, 571, 591, 612),
-)
-"""Last frame of each of the 29 video sequences."""
 FILE = re.compile(r"(?:^|/)(original|ground truth)/0*(\d+)\.(png|tiff?)$", re.IGNORECASE)
 METADATA = re.compile(r"(?:^|/)metadata\.csv$", re.IGNORECASE)
 
@@ -21,6 +19,9 @@ class CVCClinicDB(ImageDataModule):
     """612 frames of 29 sequences, as PNG or TIF; a sequence is never torn apart, since its frames look alike."""
 
     page = "https://polyp.grand-challenge.org/CVCClinicDB/"
+    drawing = Drawing(
+        polyps.VERSION, polyps.write_cvc_clinicdb, lambda images: {"sequences": max(1, images // 3), "frames": 3}
+    )
 
     def index(self) -> Splits:
         """Pairs frames and masks by number."""

@@ -10,6 +10,8 @@ from sklearn.model_selection import train_test_split
 
 from medvision.data.base import ImageDataModule, Splits
 from medvision.data.cache import Sample
+from medvision.data.drawing import nuclei
+from medvision.data.phantom import Drawing, thirds
 from medvision.data.source import Member
 from medvision.errors import MedvisionError
 
@@ -27,6 +29,7 @@ class DSB2018(ImageDataModule):
 
     page = "https://www.kaggle.com/c/data-science-bowl-2018/data"
     dealt_folds = 10
+    drawing = Drawing(nuclei.VERSION, nuclei.write_dsb2018, thirds("count"))
 
     def index(self) -> Splits:
         """Groups the files of each image folder and takes the published split of the sorted ids."""

@@ -1,13 +1,16 @@
 """ISBI 2016 Part 3: melanoma or not, dermoscopic images (Gutman et al. 2016, arXiv:1605.01397)."""
 
 from medvision.data.base import Splits
+from medvision.data.drawing import melanoma
 from medvision.data.isic import ISIC
+from medvision.data.phantom import Drawing, thirds
 
 
 class ISIC2016(ISIC):
     """The official 900 training and 379 test images; where the test table is absent, all splits are dealt."""
 
     page = "https://challenge.isic-archive.com/data/#2016"
+    drawing = Drawing(melanoma.VERSION, melanoma.write_isic2016, thirds("train", "test"))
 
     def index(self) -> Splits:
         """Pairs images with the rows of the tables."""

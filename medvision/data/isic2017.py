@@ -5,7 +5,9 @@ from typing import ClassVar
 
 from medvision.data.base import Splits
 from medvision.data.cache import Sample
+from medvision.data.drawing import lesions
 from medvision.data.isic import ISIC
+from medvision.data.phantom import Drawing, thirds
 
 
 class ISIC2017(ISIC):
@@ -21,6 +23,11 @@ class ISIC2017(ISIC):
         "test": ("Test_v2", 600),
     }
     part: ClassVar[int] = 1
+    drawing = Drawing(
+        lesions.VERSION,
+        lambda folder, seed, **counts: lesions.write_isic2017(folder, seed, counts),
+        thirds("train", "val", "test"),
+    )
 
     def index(self) -> Splits:
         """Pairs images and truth by id; each file belongs to the split of its archive."""

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from medvision.data.base import Splits
 from medvision.data.cache import Sample
+from medvision.data.drawing import attributes
 from medvision.data.isic import ISIC
+from medvision.data.phantom import Drawing, thirds
 from medvision.data.source import Member
 
 OFFICIAL = {"train": ("Training", 2594), "val": ("Validation", 100), "test": ("Test", 1000)}
@@ -15,6 +17,7 @@ class ISIC2018Lesion(ISIC):
 
     page = "https://challenge.isic-archive.com/data/#2018"
     truth: Sequence[str] = ("ISIC2018_Task1_{}_GroundTruth",)
+    drawing = Drawing(attributes.VERSION, attributes.write_isic2018_attributes, thirds("count"))  # of both tasks
 
     def index(self) -> Splits:
         """Pairs images and masks by id; each file belongs to the split of its archive."""

@@ -1,123 +1,89 @@
-"""Phantom data: drawn from a seed, written in the layout of an official data set, read by its reader."""
+"""Phantoms: images drawn from a seed in the layout of a data set, so that its own reader reads them."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
-from medvision.data.base import ImageDataModule, Splits
-from medvision.data.cvc_clinicdb import CVCClinicDB
-from medvision.data.drawing import attributes, insects, lesions, melanoma, nuclei, polyps
-from medvision.data.dsb2018 import DSB2018
-from medvision.data.hymenoptera import Hymenoptera
-from medvision.data.isic2016 import ISIC2016
-from medvision.data.isic2017 import ISIC2017
-from medvision.data.isic2018 import ISIC2018Attributes
+from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder
 from medvision.spec import DataSpec
 
+PREFIX = "phantom"  # of the names of data sets that are drawn
 
-class Drawn(ImageDataModule):
-    """What is drawn once into the cache folder and needs no download; stands before a reader among the bases.
+
+@dataclass(frozen=True)
+class Drawing:
+    """What draws in the layout of a data set.
+
+    Attributes:
+        version: Raised when the same seed draws other pictures.
+        write: `write(folder, seed, **numbers)` writes what there would be to download.
+        divide: About so many images in the numbers that `write` takes.
+    """
+
+    version: int
+    write: Callable[..., None]
+    divide: Callable[[int], Mapping[str, int]]
+
+    def numbers(self, images: int | Mapping[str, int]) -> dict[str, int]:
+        """How much is drawn.
+
+        Raises:
+            MedvisionError: If a number is not one of those that `write` takes.
+        """
+        numbers = dict(images if isinstance(images, Mapping) else self.divide(images))
+        expected = [*self.divide(1)]
+        if numbers.keys() != set(expected) or not all(isinstance(n, int) and n >= 0 for n in numbers.values()):
+            raise MedvisionError(f"data.images is {images}; expected a number, or one of each of {', '.join(expected)}")
+        return numbers
+
+
+class Phantoms:
+    """What is drawn once into a folder.
 
     Args:
         spec: The facts of the data set.
-        root: Folder below which it is drawn, one folder for each seed and number of images.
-        cache: Folder for what is derived.
-        images: Number of images to draw, by the words of the drawing.
-        draw_seed: Seed of the drawing; the seed of a run does not change the data.
-        **options: As for every data set.
+        drawing: What draws; None where nothing does.
+        images: How many, altogether or in the words of the drawing.
+        seed: Of the drawing.
+
+    Raises:
+        MedvisionError: If there is no drawing or no number, or the spec has the name or the challenge of real images.
     """
 
-    version: ClassVar[int]
-    """Raised when the same seed draws other pictures."""
+    def __init__(self, spec: DataSpec, drawing: Drawing | None, images: int | Mapping[str, int] | None, seed: int):
+        real = spec.name.removeprefix(f"{PREFIX}_")
+        if drawing is None:
+            raise MedvisionError(f"data.phantom=true: nothing draws in the layout of {real}; leave it out")
+        if images is None:
+            raise MedvisionError("data.phantom=true: how many images? data.images=<number>")
+        if not spec.name.startswith(PREFIX) or spec.challenge is not None:
+            raise MedvisionError(
+                f"phantoms are no images of {spec.name}: expected data.spec.name={PREFIX}_{spec.name} and no challenge"
+            )
+        self.drawing, self.numbers, self.seed = drawing, drawing.numbers(images), seed
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        root: Path | str,
-        cache: Path | str,
-        images: Mapping[str, int],
-        draw_seed: int = 0,
-        **options: Any,
-    ) -> None:
-        counts = "-".join(f"{key}{number}" for key, number in sorted(images.items()))
-        super().__init__(spec, Path(root) / f"v{self.version}-seed{draw_seed}-{counts}", cache, **options)
-        self.images, self.draw_seed = images, draw_seed
+    @property
+    def folder(self) -> str:
+        """The name of the folder, which tells seed, numbers and version."""
+        counts = "-".join(f"{key}{number}" for key, number in sorted(self.numbers.items()))
+        return f"v{self.drawing.version}-seed{self.seed}-{counts}"
 
-    @abstractmethod
-    def draw(self) -> None:
-        """Writes the archives to the root."""
-
-    def index(self) -> Splits:
-        """Draws what is not there yet, then reads it as the official data set."""
-        writable_folder(self.root, "MEDVISION_CACHE")
-        with locked(self.root / ".lock"):
-            done = self.root / "complete"
+    def draw(self, root: Path) -> None:
+        """Draws what is not there yet."""
+        writable_folder(root, "MEDVISION_CACHE")
+        with locked(root / ".lock"):
+            done = root / "complete"
             if not done.exists():
-                self.draw()
+                self.drawing.write(root, self.seed, **self.numbers)
                 done.touch()
-        return super().index()  # type: ignore[safe-super]  # that of the reader behind this class
-
-    def expect(self, what: str, official: int, found: int) -> None:
-        """Any number of images is right."""
 
 
-class Phantom(Drawn, ISIC2017):
-    """Lesions in dermoscopic images, in the ISIC 2017 layout."""
+def thirds(*words: str) -> Callable[[int], dict[str, int]]:
+    """Divides a number of images: a third for each word but the first, which gets the rest."""
 
-    version = lesions.VERSION
+    def divide(images: int) -> dict[str, int]:
+        part = images // 3
+        return {words[0]: images - part * (len(words) - 1), **dict.fromkeys(words[1:], part)}
 
-    def draw(self) -> None:
-        """Writes the archives to the root."""
-        lesions.write_isic2017(self.root, self.draw_seed, self.images)
-
-
-class PhantomNuclei(Drawn, DSB2018):
-    """Nuclei in several kinds of microscopy, in the layout of the Data Science Bowl 2018."""
-
-    version = nuclei.VERSION
-
-    def draw(self) -> None:
-        """Writes the archive to the root."""
-        nuclei.write_dsb2018(self.root, self.draw_seed, **self.images)
-
-
-class PhantomPolyps(Drawn, CVCClinicDB):
-    """Polyps in sequences of similar frames, in the layout of CVC-ClinicDB."""
-
-    version = polyps.VERSION
-
-    def draw(self) -> None:
-        """Writes the archive to the root."""
-        polyps.write_cvc_clinicdb(self.root, self.draw_seed, **self.images)
-
-
-class PhantomAttributes(Drawn, ISIC2018Attributes):
-    """Lesions with five attributes as rare as the real ones, in the layout of ISIC 2018 Task 2."""
-
-    version = attributes.VERSION
-
-    def draw(self) -> None:
-        """Writes the archives to the root."""
-        attributes.write_isic2018_attributes(self.root, self.draw_seed, **self.images)
-
-
-class PhantomMelanoma(Drawn, ISIC2016):
-    """Benign and malignant lesions, in the layout of ISBI 2016 Part 3."""
-
-    version = melanoma.VERSION
-
-    def draw(self) -> None:
-        """Writes the archives and tables to the root."""
-        melanoma.write_isic2016(self.root, self.draw_seed, **self.images)
-
-
-class PhantomInsects(Drawn, Hymenoptera):
-    """Ants and bees, in folders for each class."""
-
-    version = insects.VERSION
-
-    def draw(self) -> None:
-        """Writes the archive to the root."""
-        insects.write_hymenoptera(self.root, self.draw_seed, **self.images)
+    return divide

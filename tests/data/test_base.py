@@ -142,6 +142,8 @@ def test_weights_of_pixels_and_of_draws(data: Callable[..., Tiny], files: dict[s
     assert weights.shape == (9,)
     strata = [[0, 7], [1, 2, 3, 4, 5], [6, 8]]
     assert [weights[rows].sum() for rows in strata] == [pytest.approx(1 / 3)] * 3
+    with pytest.raises(MedvisionError, match=r"class_weights=auto is of exclusive classes, those of tiny are each"):
+        module.class_weights()
     files.update({name: black for name in files if name.startswith("train") and name.endswith("_1.png")})
     with pytest.raises(MedvisionError, match="tiny: square does not occur in train: no weight for it"):
         data().positive_weights()

@@ -199,6 +199,21 @@ def test_other_class_folders_are_named_with_the_overrides(
     assert len(everything(data)) == 12 and data.presence.sum(0).tolist() == [4, 4, 4]
 
 
+def test_weights_of_exclusive_classes(dataset: Callable[..., Any], fake_folder_labels: Fake, tmp_path: Path) -> None:
+    """Six, four and two images of three classes in training: 12 / (3 * 6) and so on."""
+    facts = {"classes": ["cat", "dog", "hen"], "num_outputs": 3}
+    root = fake_folder_labels(tmp_path / "mine", 36, classes=facts["classes"], splits=["train", "val"])
+    train = ids(dataset("folder_labels", root, facts))["train"]
+    of = {name: [i for i in train if f"{name}/" in i] for name in ("cat", "dog", "hen")}
+    assert [len(members) for members in of.values()] == [6, 6, 6]
+    data = dataset("folder_labels", root, facts, exclude=[*of["dog"][:2], *of["hen"][:4]])
+    assert data.class_weights() == pytest.approx([12 / 18, 1, 2])
+    assert data.class_weights("val") == pytest.approx([1, 1, 1])
+    data = dataset("folder_labels", root, facts, exclude=of["hen"])
+    with pytest.raises(MedvisionError, match="folder_labels: hen does not occur in train: no weight for it"):
+        data.class_weights()
+
+
 def table(root: Path, header: str, row: Callable[[int], str], name: str = "table.csv") -> str:
     (root / name).write_text("\n".join([header, *map(row, range(12))]) + "\n")
     return name

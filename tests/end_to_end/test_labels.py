@@ -21,7 +21,7 @@ SETS = {
         *["data.images={train:40,test:8}", "loss.positive_weights=auto", "loss.gamma=1"],
         *["task.mixup=0.2", "task.cutmix=1", "task.operating_point={sensitivity:1}"],
     ],
-    "phantom_insects": ["data.images={train:16,val:8}", "trainer.precision=bf16-mixed"],
+    "phantom_insects": ["data.images={train:16,val:8}", "trainer.precision=bf16-mixed", "loss.class_weights=auto"],
 }
 
 
@@ -35,7 +35,7 @@ def run(request, cli, tmp_path_factory):
 
 def test_a_run_on_labels(run, cli):
     data, folder, printed = run
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics, splits = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "splits"))
     exclusive = data == "phantom_insects"
     assert ("threshold" in metrics) != exclusive
     assert metrics["monitor"]["name"] == ("val/accuracy" if exclusive else "val/average_precision")
@@ -58,10 +58,13 @@ def test_a_run_on_labels(run, cli):
         assert np.sum(confusion if exclusive else confusion["malignant"]) == len(rows) / len(classes)
     assert exclusive or metrics["val"]["sensitivity"] == 1  # the operating point that was asked for
     assert min(Image.open(folder / "validation.png").size) > 200
-    weights = OmegaConf.load(folder / ".hydra" / "config.yaml").loss.positive_weights
-    if not exclusive:  # chosen by the training split, and stored as numbers
-        train = json.loads((folder / "splits.json").read_text())["train"]
-        assert len(weights) == 1 and (len(train) / (weights[0] + 1)) % 1 == pytest.approx(0, abs=1e-9)
+    loss, train = OmegaConf.load(folder / ".hydra" / "config.yaml").loss, splits["train"]
+    if exclusive:  # counted in the training split, and stored as numbers
+        counts = [sum(name.startswith(f"{label}/") for name in train) for label in classes]
+        assert [*loss.class_weights] == pytest.approx([len(train) / (2 * count) for count in counts])
+    else:
+        [weight] = loss.positive_weights
+        assert (len(train) / (weight + 1)) % 1 == pytest.approx(0, abs=1e-9) and loss.class_weights is None
     history = {row["metric"] for row in csv.DictReader((folder / "metrics.csv").open())}
     assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc", "lr"} <= history
     assert "average_precision" in printed and "dice" not in printed
@@ -121,13 +124,32 @@ def test_the_mean_of_two_runs_over_views(run, cli, tmp_path):
     twin = shutil.copytree(folder, tmp_path / "twin")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save(tmp_path / "a.png")
     runs, output = f"run={folder},{twin}", tmp_path / "out"
-    cli("predict", runs, f"input={tmp_path / 'a.png'}", f"output={output}", "tta=flips")
+    words = [runs, f"input={tmp_path / 'a.png'}", f"output={output}", "tta=flips", "heat=hires_cam"]
+    cli("predict", *words)
+    heat = (output / "a_heat.png").read_bytes()
+    assert Image.open(output / "a_heat.png").size == (30, 40)
+    (output / "a_heat.png").unlink()
+    assert "already there" not in cli("predict", *words).stdout and (output / "a_heat.png").read_bytes() == heat
     rows = list(csv.DictReader((output / "predictions.csv").open()))
     predictor = Predictor([load_run(folder).predicting()], "flips")
     expected = predictor(np.asarray(Image.open(tmp_path / "a.png")))
     assert [float(row["probability"]) for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
     decision = Decision.read(json.loads((folder / "metrics.json").read_text()))
     assert [row["decision"] == "1" for row in rows] == decide(expected[None], decision.threshold)[0].tolist()
+
+
+def test_images_that_pretraining_has_seen_are_warned_of_and_recorded(run, cli, tmp_path):
+    data, folder, _ = run
+    if data == "phantom_insects":
+        words = [*SETS[data], *SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+        place = tmp_path / "run"
+        done = cli("train", f"data={data}", f"model.encoder_weights={folder}", *words, f"hydra.run.dir={place}")
+        said = f"{folder}, from which these weights come, was trained on 8 of 8 images of val: results on them flatter"
+        assert said in done.stdout
+        [start] = json.loads((place / "environment.json").read_text())["starts"]
+        assert sum(said in warning for warning in start["data_warnings"]) == 1
+        splits = json.loads((folder / "splits.json").read_text())
+        assert (place / f"seen_by_{folder.name}.txt").read_text().split() == splits["val"]
 
 
 def test_an_encoder_goes_from_labels_to_masks(run, cli, tmp_path):
@@ -137,3 +159,4 @@ def test_an_encoder_goes_from_labels_to_masks(run, cli, tmp_path):
     done = cli("train", "data=phantom", "model=unet", "model.encoder=resnet18", weights, *small,
                f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
     assert "loaded 100 of 100" in done.stdout
+    assert "seen before" not in done.stdout  # some have the same names, none is the same picture

@@ -351,20 +351,6 @@ def test_own_configs_are_added(cli, tmp_path):
     assert "deep_supervision: true" in shown
 
 
-def test_sweep_runs_each_job_in_a_folder_of_its_own(cli, tiny):
-    folder = cli.root / "sweep"
-    cli("train", "-m", *tiny, "trainer.max_epochs=1", "seed=1,2", f"hydra.sweep.dir={folder}")
-    assert all((folder / job / "metrics.json").is_file() for job in "01")
-    one, other = (torch.load(folder / job / "checkpoints" / "last.ckpt", weights_only=True) for job in "01")
-    assert not all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
-    cli("compare", f"run={folder}", "metric=dice")
-    (variant,) = json.loads((folder / "comparison" / "comparison.json").read_text())["variants"]
-    stored = [json.loads((folder / job / "metrics.json").read_text())["test"]["dice"] for job in "01"]
-    assert variant["estimates"]["dice"]["seeds"] == pytest.approx({"seed 1": stored[0], "seed 2": stored[1]})
-    assert [run["folder"] for run in variant["runs"]] == [str(folder / job) for job in "01"]
-    assert all("seed=" in run["command"] for run in variant["runs"])
-
-
 def test_compiled_model_has_the_same_checkpoint(cli, tiny, finished):
     folder = cli.root / "compiled"
     short = ["compile=true", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]

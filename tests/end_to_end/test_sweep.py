@@ -12,6 +12,9 @@ import psutil
 import pytest
 import torch
 
+from medvision.configs import load_config
+from medvision.runs import RunFolder
+
 SMALL = [
     "data.images={train:8,val:3,test:3}",
     "data.image_size=32",
@@ -21,6 +24,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.every_seconds=0",
     "task.tolerance=null",
+    "loss.positive_weights=auto",
 ]
 SWEEP = ["-m", *SMALL, "trainer.max_epochs=2", "seed=1,2,3", "launcher=joblib"]
 SAME = ["metrics.json", "metrics.csv", "results_test.csv", "splits.json"]
@@ -29,7 +33,7 @@ SAME = ["metrics.json", "metrics.csv", "results_test.csv", "splits.json"]
 @pytest.fixture(scope="module")
 def whole(cli):
     """An uninterrupted sweep, its folder named as Hydra cannot read it, and what it printed."""
-    folder = cli.root / "whole=1,2"
+    folder = cli.root / "whole=1"
     return folder, cli("train", *SWEEP, f"hydra.sweep.dir='{folder}'").stdout
 
 
@@ -39,6 +43,9 @@ def test_the_folder_of_a_sweep(whole):
     jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
     assert [job["overrides"][-1] for job in jobs.values()] == ["seed=1", "seed=2", "seed=3"]
     assert all("launcher" not in job["config"] for job in jobs.values())
+    assert all(job["config"]["loss"]["positive_weights"] == "auto" for job in jobs.values())
+    weights = [load_config(RunFolder(folder / n)).loss.positive_weights[0] for n in "012"]
+    assert weights[0] > 1 and len({*weights}) == 1  # became a number as the jobs began
     for n in "012":
         assert f"job {n} started: seed={int(n) + 1}" in said
         value = json.loads((folder / n / "metrics.json").read_text())["monitor"]["value"]
@@ -46,6 +53,19 @@ def test_the_folder_of_a_sweep(whole):
         assert "epoch 2/2" in (folder / n / "output.log").read_text()
     assert "epoch 2/2" not in said
     assert re.search(r"\| 2 +\| seed=3 +\| finished +\| val/jaccard_image", said)
+
+
+def test_a_sweep_over_seeds_is_one_variant(cli, whole):
+    folder, _ = whole
+    one, other = (torch.load(folder / n / "checkpoints" / "last.ckpt", weights_only=True) for n in "01")
+    assert not all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+    cli("compare", f"run='{folder}'", "metric=dice", f"output={cli.root / 'compared'}")
+    (variant,) = json.loads((cli.root / "compared" / "comparison.json").read_text())["variants"]
+    stored = [json.loads((folder / n / "metrics.json").read_text())["test"]["dice"] for n in "012"]
+    seeds = {f"seed {n}": value for n, value in enumerate(stored, 1)}
+    assert variant["estimates"]["dice"]["seeds"] == pytest.approx(seeds)
+    assert [run["folder"] for run in variant["runs"]] == [str(folder / n) for n in "012"]
+    assert all("seed=" in run["command"] for run in variant["runs"])
 
 
 class Sweeping:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from medvision.data.cvc_clinicdb import LAST_FRAMES
 from medvision.data.drawing.brushes import (
     Floats,
     Shape,
@@ -36,7 +35,11 @@ from medvision.errors import MedvisionError
 
 VERSION = 1  # raised when the same seed draws other pictures
 SALT = 2015  # keeps the streams apart from those of other phantoms
-#: Number of the last frame of each of the 29 sequences of the official data set.
+#: Number of the last frame of each of the 29 video sequences of the official data set.
+LAST_FRAMES = (
+    *(25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317),
+    *(342, 363, 383, 408, 428, 447, 466, 478, 503, 528, 546, 571, 591, 612),
+)
 VIEW = (144, 192)  # height and width of a frame in pixels
 SCENE = (216, 288)  # of a scene
 #: Colours of the mucosa, RGB from 0 to 1.
