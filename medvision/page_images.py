@@ -66,7 +66,7 @@ def pictured(found: Comparison, runs: Sequence[Measured], number: int) -> dict[s
     variants = [_of_first_seed([by_folder[of["folder"]] for of in v.runs], found.ids) for v in found.variants]
     most, others = chosen(found, number)
     ids = [found.ids[n] for n in (*most, *others)]
-    used = [*dict.fromkeys(variant.run_of[image] for variant in variants for image in ids)]
+    used = [*dict.fromkeys(variant.run_of[image] for variant in variants for image in found.ids)]
     rows = [variant.rows for variant in variants]
     pictures, answers = _seen(used, variants, ids, found.split)
     metrics, table = _values(rows)
@@ -170,7 +170,7 @@ def _seen(
     with tqdm(total=sum(len(of) for _, of in work), desc="images of the page", disable=None, leave=False) as progress:
         for run, wanted in work:
             labels = isinstance(run.rows, LabelRows)
-            if labels and reader.pictures.keys() >= {*wanted}:
+            if not wanted or (labels and reader.pictures.keys() >= {*wanted}):
                 continue
             loaded = load_run(run.folder)
             there = {sample.id: sample for sample in samples(loaded, split)}
