@@ -19,7 +19,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from medvision import cli
 from medvision.configs import changes, portable, prepare
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, writable_folder, write_json
@@ -236,21 +235,18 @@ def _show(folder: Path, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> No
     for job in jobs:
         of = outcomes.get(job.number, Outcome("not run"))
         name, value = of.result or ("-", None)
-        seconds = f"{of.seconds:.0f}" if of.seconds else "-"
-        rows.append([str(job.number), job.words, of.state, name, "-" if value is None else f"{value:.4f}", seconds])
-    print_rows(f"jobs of {folder}", ["job", "what", "state", "metric", "value", "seconds"], rows, words=(0, 1, 2, 3))
+        rows.append([str(job.number), job.words, of.state, name, "-" if value is None else f"{value:.4f}"])
+    print_rows(f"jobs of {folder}", ["job", "what", "state", "metric", "value"], rows, words=(0, 1, 2, 3))
 
 
 def _compare(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
     """Compares what is finished, where there are two variants or more."""
-    from medvision import compare
+    from medvision.compare import compare_folders
     from medvision.variants import grouped
 
     if len(grouped(configs)) < 2:
         return
-    cfg = cli.compose("compare", [])
-    cfg.run = str(folder)
     try:
-        compare.start([cfg], folder, [])
+        compare_folders([folder])
     except MedvisionError as error:
         log.warning("not compared: %s", error)
