@@ -423,7 +423,11 @@ def test_a_config_has_no_room_for_a_typo():
         (["data.batch_size=0"], "data.batch_size is 0; expected 1 or more"),
         (["loss.terms.bce=-1"], "loss.terms is .*'bce': -1"),
         (["data.spec.classes=[a,b]"], "a binary data set has one class"),
-        (["data.spec.challenge=isic2019"], "data.spec.challenge is isic2019; expected null or one of isic2017_part1, "),
+        (
+            ["data=isic2017", "data.spec.challenge=isic2019"],
+            "data.spec.challenge is isic2019; expected null or one of isic2017_part1, ",
+        ),
+        (["data.spec.challenge=isic2017_part1"], "data.spec.challenge=isic2017_part1: no challenge scores phantoms"),
         (
             ["data=isic2018_attributes", "data.spec.challenge=isic2017_part1"],
             r"counts have the shape \(1, 5, 4\); expected \(images, 1, 4\)",

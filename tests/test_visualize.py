@@ -269,7 +269,7 @@ def test_curves_are_named_by_what_differs(trained, monkeypatch, tmp_path, capsys
     assert path == places[0] / "visualizations" / "curves_insects_melanoma_jaccard_by_step.png"
     assert (metric, by) == ("val/jaccard", "step")
     for label, word in zip(histories, ("phantom_insects", "phantom_melanoma"), strict=True):
-        assert f"data.spec.name={word}" in label and "model=" not in label
+        assert f"data.spec={word}" in label and "model=" not in label
     assert [*histories.values()] == [
         [(1, 9, "train/loss", 0.5), (1, 9, "val/loss", 0.6), (1, 9, "val/jaccard", 0.1)]
     ] * 2

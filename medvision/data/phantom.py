@@ -57,10 +57,10 @@ class Phantoms:
             raise MedvisionError(f"data.phantom=true: nothing draws in the layout of {real}; leave it out")
         if images is None:
             raise MedvisionError("data.phantom=true: how many images? data.images=<number>")
-        if not spec.name.startswith(PREFIX) or spec.challenge is not None:
-            raise MedvisionError(
-                f"phantoms are no images of {spec.name}: expected data.spec.name={PREFIX}_{spec.name} and no challenge"
-            )
+        if not spec.name.startswith(PREFIX):
+            raise MedvisionError(f"phantoms are no images of {spec.name}: expected data.spec.name={PREFIX}_{spec.name}")
+        if spec.challenge is not None:
+            raise MedvisionError(f"data.spec.challenge={spec.challenge}: no challenge scores phantoms; leave it out")
         self.drawing, self.numbers, self.seed = drawing, drawing.numbers(images), seed
 
     @property
