@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from medvision.callbacks import Average, Checkpoint, EpochLines, PlainCheckpointIO, Thaw
-from medvision.configs import load_config
+from medvision.configs import COUNTED, load_config
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
@@ -33,8 +33,6 @@ from medvision.spec import DataSpec
 from medvision.tasks import ClassificationTask, SegmentationTask
 from medvision.tta import TestTimeAugmentation
 
-COUNTED = ("positive_weights", "class_weights")
-"""Entries of a loss that may be `auto`: methods of the data, which count them in its training split."""
 PROTOCOLS = ("clean", "paper")
 Training = tuple[pl.Trainer, EpochLines]
 
@@ -114,10 +112,8 @@ class Run:
             "trainer",
             callbacks=[*callbacks, Thaw(), lines, checkpoint],
             logger=[HistoryLogger(folder.history), *loggers],
-            plugins=[
-                PlainCheckpointIO(),
-                LightningEnvironment(),
-            ],  # it starts its processes itself, in a job of Slurm too
+            # the environment: it starts its processes itself, in a job of Slurm too
+            plugins=[PlainCheckpointIO(), LightningEnvironment()],
             default_root_dir=str(folder.path),
             enable_progress_bar=self._progress_bar,
         )

@@ -14,6 +14,8 @@ from medvision.runs import RunFolder
 
 OF_A_COMMAND = ("hydra", "launcher", "resume", "repeat", "check", "traceback")
 """Entries that say how to run and not what."""
+COUNTED = ("positive_weights", "class_weights")
+"""Entries of a loss that may be `auto`: methods of the data, which count them in its training split."""
 
 
 def prepare(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> RunFolder:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli, sweep
-from medvision.configs import changes, flat, load_config, prepare, save_config
+from medvision.configs import COUNTED, changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
 from medvision.files import end_with_parent, locked, read_json
 from medvision.jobs import quoted
@@ -160,7 +160,7 @@ def _begun(place: RunFolder) -> "tuple[Run, Training]":
 
     What the config left to the data, as which files a list excludes, is then part of it.
     """
-    from medvision.build import COUNTED, build
+    from medvision.build import build
 
     cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medvision.configs import COUNTED, OF_A_COMMAND
 from medvision.errors import MedvisionError
 from medvision.files import read_json
 from medvision.metrics import BOUNDARY, COUNTS, EMPTY, LabelRows, MaskRows, Rows
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 REPETITIONS = ("seed", "split_seed", "fold")
 """Entries, wherever they stand, that repeat a training and do not make another variant."""
-NO_MATTER = ("paths", "logger", "resume", "traceback", "data.num_workers", "trainer.enable_progress_bar")
+NO_MATTER = (*OF_A_COMMAND, "paths", "logger", "data.num_workers", "trainer.enable_progress_bar")
 ABSENT = "-"
 
 Config = Mapping[str, Any]
@@ -183,7 +184,7 @@ def settings(config: Config) -> dict[str, Any]:
 def grouped(configs: Sequence[Config]) -> list[list[int]]:
     """Places of configs that differ by repetition alone, by first appearance."""
     flat = [settings(config) for config in configs]
-    for weights in ("loss.positive_weights", "loss.class_weights"):
+    for weights in [f"loss.{name}" for name in COUNTED]:
         by_fold: dict[Any, set[str]] = {}
         for config, of in zip(configs, flat, strict=True):
             by_fold.setdefault(config["data"].get("fold"), set()).add(repr(of.get(weights)))
@@ -203,7 +204,7 @@ def factors_of(runs: Sequence[Measured], members: Sequence[Sequence[int]]) -> tu
     the configs. What only varies together is one factor.
     """
     typed = [dict(word.lstrip("+").split("=", 1) for word in run.typed if "=" in word) for run in runs]
-    keys = dict.fromkeys(key for of in typed for key in of if _matters(key) and not key.startswith("hydra."))
+    keys = dict.fromkeys(key for of in typed for key in of if _matters(key))
     said = [{key: _level(run.config, of, key) for key in keys} for run, of in zip(runs, typed, strict=True)]
     flat, short = [said[of[0]] for of in members], [typed[of[0]] for of in members]
     apart = len({json.dumps(of) for of in flat}) == len(flat)

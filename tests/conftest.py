@@ -44,6 +44,16 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+@pytest.fixture(scope="module")
+def own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of the module's own with its data, of which there is none, its cache and its runs."""
+    root = tmp_path_factory.mktemp("places")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("data", "cache", "runs"):
+            patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
+        yield root
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """`real_data("isic2017")`: the folder of the real archives, or the test is skipped."""

@@ -90,14 +90,11 @@ def beside(group, choice):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def places(tmp_path_factory):
-    """Data, cache and runs of this module."""
-    root = tmp_path_factory.mktemp("configs")
+def places(own_places):
+    """Those of this module, where wandb does nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("data", "cache", "runs"):
-            patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
         patch.setenv("WANDB_MODE", "disabled")
-        yield root
+        yield own_places
 
 
 @pytest.fixture

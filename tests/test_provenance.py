@@ -26,14 +26,11 @@ def start(*typed):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(own_places):
     """A finished run."""
-    root = tmp_path_factory.mktemp("provenance")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("data", "cache", "runs"):
-            patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
-        start(*TINY, f"hydra.run.dir={root / 'runs' / 'first'}")
-        yield root / "runs" / "first"
+    folder = own_places / "runs" / "first"
+    start(*TINY, f"hydra.run.dir={folder}")
+    return folder
 
 
 @pytest.fixture

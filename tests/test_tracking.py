@@ -24,17 +24,14 @@ TAGS = ["model=unet_plain", "data.spec.classes=[a,b]"]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tracking")
+def places(own_places):
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("data", "cache", "runs"):
-            patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
-        patch.setenv("NETRC", str(root / "no-netrc"))
+        patch.setenv("NETRC", str(own_places / "no-netrc"))
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             patch.setenv(name, "")
             patch.delenv(name)
-        patch.chdir(root)
-        yield root
+        patch.chdir(own_places)
+        yield own_places
 
 
 def begin(folder, *overrides):

@@ -17,14 +17,11 @@ TYPED = "isic2017_unet_vs_unetv2"
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """Data, which there is none of, cache and runs of this module."""
-    root = tmp_path_factory.mktemp("experiments")
+def places(own_places):
+    """Those of this module, where no pretrained weights are named."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("data", "cache", "runs"):
-            patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
         patch.delenv("MEDVISION_PRETRAINED", raising=False)
-        yield root
+        yield own_places
 
 
 @pytest.fixture
