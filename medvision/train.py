@@ -4,8 +4,8 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,21 +203,21 @@ def execute(run: "Run", training: "Training") -> None:
                 "on; type its values for a new run"
             )
         else:
-            _log_to(place.path / "train.log")
-            log.info("run folder: %s", place.path)
-            place.record_data(run.data)
-            seen = seen_before(run.data, _origins(place), place.path)
-            settle(run.data.spec.name, seen)
-            found = [str(p) for p in [*run.data.findings, *seen] if p.grade == "warning"]
-            place.record_start(run.config.seed, found)
-            log.info("%s", run.describe())
-            trainer, lines = training
-            trackers = [logger for logger in trainer.loggers if not isinstance(logger, HistoryLogger)]
-            with tracking(trackers, place, flat(OmegaConf.to_container(run.config))):
-                fit(run, training, place)
-                place.record_end(lines.seconds)
-                if not place.pruned.exists():
-                    finish(place)
+            with _logged_to(place.path / "train.log"):
+                log.info("run folder: %s", place.path)
+                place.record_data(run.data)
+                seen = seen_before(run.data, _origins(place), place.path)
+                settle(run.data.spec.name, seen)
+                found = [str(p) for p in [*run.data.findings, *seen] if p.grade == "warning"]
+                place.record_start(run.config.seed, found)
+                log.info("%s", run.describe())
+                trainer, lines = training
+                trackers = [logger for logger in trainer.loggers if not isinstance(logger, HistoryLogger)]
+                with tracking(trackers, place, flat(OmegaConf.to_container(run.config))):
+                    fit(run, training, place)
+                    place.record_end(lines.seconds)
+                    if not place.pruned.exists():
+                        finish(place)
         if place.metrics.exists():
             show(place, run)
 
@@ -275,10 +275,18 @@ def _composed(overrides: Sequence[str]) -> object:
     return OmegaConf.to_container(cli.compose("train", overrides))
 
 
-def _log_to(path: Path) -> None:
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Adds to a file what is logged, until the run has ended: a notebook may train another one then."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 if __name__ == "__main__":

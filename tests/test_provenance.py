@@ -45,9 +45,12 @@ def edit(path, change):
     path.write_text(json.dumps(value))
 
 
-def test_a_repeated_run_is_the_same_bit_for_bit(run, capfd):
+def test_a_repeated_run_is_the_same_bit_for_bit(run, capfd, caplog):
     new = run.parent / "second"
-    start(f"repeat={run}", f"hydra.run.dir={new}")
+    with caplog.at_level("INFO", "medvision"):
+        start(f"repeat={run}", f"hydra.run.dir={new}")
+    assert f"run folder: {new}" in (new / "train.log").read_text()
+    assert str(new) not in (run / "train.log").read_text()
     printed = capfd.readouterr().out
     for file in ("best.ckpt", "last.ckpt", "metrics.json", "results_val.csv", "results_test.csv", "metrics.csv"):
         assert [line.split("|")[2].strip() for line in printed.splitlines() if line.startswith(f"| {file} ")] == [

@@ -1,7 +1,6 @@
 """Whatever lies in conf/experiment runs at the small scale: one as typed, of all others each job in this process."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -24,19 +23,8 @@ def places(own_places):
         yield own_places
 
 
-@pytest.fixture
-def same_logging():
-    """Takes away the log files that runs in this process leave open."""
-    root = logging.getLogger()
-    before = [*root.handlers]
-    yield
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
-        handler.close()
-
-
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != TYPED])
-def test_an_experiment_at_the_small_scale(name, jobs_of, places, same_logging):
+def test_an_experiment_at_the_small_scale(name, jobs_of, places):
     fingerprints, stored = set(), []
     for number, job in enumerate(jobs_of(name, "+scale=smoke")):
         folder = places / "runs" / name / str(number)
