@@ -438,11 +438,17 @@ class Explanations(pl.Callback):
         self._rows = []
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Explains the first images while the weights are those of validation."""
+        """Explains the first images of the validation split while the weights are those of validation."""
         missing = self.images - len(self._rows)
-        if missing > 0 and self._due(trainer):
+        if missing > 0 and not dataloader_idx and self._due(trainer):
             with isolate_rng():
                 self._explain(_data(trainer), cast(Task, pl_module), batch["image"][:missing], batch["id"])
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -219,11 +220,12 @@ def explain(
             heat: dict[str, Tensor] = {}
             for method in methods:
                 if method in RULES:
-                    of_layers = [scale(RULES[method](*pair), padded) for pair in pairs]
+                    of_layers = [scale(RULES[method](*pair), padded, size) for pair in pairs]
                 else:
                     whole = _pad(image, padded, "replicate")
-                    of_layers = [_by_library(method, model, whole, name, a, choices) for name, a in raw.items()]
-                heat[method] = torch.stack([_from_0_to_1(one[:, : size[0], : size[1]]) for one in of_layers], 1)
+                    found = [_by_library(method, model, whole, name, a, choices) for name, a in raw.items()]
+                    of_layers = [_from_0_to_1(one[:, : size[0], : size[1]]) for one in found]
+                heat[method] = torch.stack(of_layers, 1)
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
@@ -246,7 +248,7 @@ def _padded_size(model: nn.Module, image: Tensor) -> Iterator[list[int]]:
     def note(_: nn.Module, seen: tuple[Tensor, ...]) -> None:
         if not found:
             found.append(seen[0].shape)
-            size[:] = seen[0].shape[-2:]
+            size[:] = map(max, size, seen[0].shape[-2:])  # less where pixels become channels before it
 
     with contextlib.ExitStack() as hooks:
         for layer in model.modules():
@@ -273,10 +275,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def scale(heat: Tensor, size: Sequence[int]) -> Tensor:
-    """Heat (N, h, w) without what is negative, each map from 0 to 1, resized to (N, *size)."""
+def scale(heat: Tensor, whole: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Heat (N, h, w) without what is negative, resized to (N, *whole), of which the top left *size is kept; 0 to 1."""
     heat = _from_0_to_1(heat.clamp(min=0))
-    return _from_0_to_1(F.interpolate(heat[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0])
+    heat = F.interpolate(heat[:, None], tuple(whole), mode="bilinear", align_corners=False)[:, 0]
+    return _from_0_to_1(heat[:, : size[0], : size[1]])
 
 
 def _from_0_to_1(heat: Tensor) -> Tensor:
@@ -327,7 +330,8 @@ def _deviation(shape: Sequence[int], size: Sequence[int]) -> float:
 def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]:
     """The last outermost layer at each resolution, the last four: the stages of an encoder, or else of the network.
 
-    A transformer of one resolution has the first norms of its last blocks: what comes later reaches a class token only.
+    Those on whose places the answer does not depend are left out, as what comes after the last attention where only a
+    class token counts. A transformer of one resolution has the first norms of its last blocks.
 
     Args:
         model: The network.
@@ -335,33 +339,43 @@ def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]
         count: How many.
     """
     inside = f"{model.encoder_at}." if isinstance(model, EncoderModel) else ""
-    maps: list[tuple[str, tuple[int, ...], int]] = []  # name, resolution and channels, in the order of use
+    uses = Counter[str]()
+    maps: list[tuple[str, Tensor]] = []  # in the order of use
 
     def note(name: str, _: nn.Module, __: object, answer: object) -> None:
+        uses[name] += 1
         # some transformers fold their tokens into the batch
-        if isinstance(answer, Tensor) and answer.ndim in (3, 4) and len(answer) == len(image):
+        if isinstance(answer, Tensor) and answer.ndim in (3, 4) and len(answer) == len(image) and answer.requires_grad:
             with contextlib.suppress(MedvisionError):
-                channels, *shape = as_maps(answer, name, padded).shape[1:]
+                shape = as_maps(answer, name, padded).shape[2:]
                 if min(shape) > 1 and _deviation(shape, padded) <= 1:
-                    maps.append((name, (*shape,), channels))
+                    maps.append((name, answer))
 
     with contextlib.ExitStack() as hooks:
         for name in layer_names(model):
             if name.startswith(inside):
                 hooks.callback(model.get_submodule(name).register_forward_hook(partial(note, name)).remove)
-        with _padded_size(model, image) as padded, torch.no_grad(), _evaluating(model):
-            classes = model.forward(image).shape[1]
+        with torch.inference_mode(False), torch.enable_grad(), _padded_size(model, image) as padded, _evaluating(model):
+            logits = model.forward(image.clone().requires_grad_())
+            gradients = torch.autograd.grad(logits.sum(), [answer for _, answer in maps], allow_unused=True)
+    found = [
+        (name, as_maps(gradient, name, padded))
+        for (name, _), gradient in zip(maps, gradients, strict=True)
+        if gradient is not None and uses[name] == 1
+    ]
+    found = [(name, gradient) for name, gradient in found if gradient.any()] or found  # all of one that is dead
     last: dict[tuple[int, ...], str] = {}
-    for name, resolution, channels in maps:
+    for name, gradient in found:
+        resolution = (*gradient.shape[2:],)
         outer = resolution not in last or _nesting(name) <= _nesting(last[resolution])
-        if outer and (inside or channels != classes):  # not the logits themselves
+        if outer and (inside or gradient.shape[1] != logits.shape[1]):  # not the logits themselves
             last.pop(resolution, None)
             last[resolution] = name
     outermost = min(map(_nesting, last.values()), default=0)  # what lies deep, such as attention, is no stage
     last = {resolution: name for resolution, name in last.items() if _nesting(name) <= outermost + 1}
     if not last:
         raise MedvisionError(f"no layer of {type(model).__name__} answers maps; name some: layers=[...]")
-    norms = [name for name, *_ in maps if name.endswith(".norm1")]
+    norms = [name for name, _ in found if name.endswith(".norm1")]
     return norms[-count:] if len(last) == 1 and norms else list(last.values())[-count:]
 
 
@@ -381,9 +395,13 @@ def _by_library(
     options: dict[str, Any] = {}
     if method == "ablation_cam" and maps(answer) is not answer:
         options["ablation_layer"] = pytorch_grad_cam.AblationLayerVit()  # it looks for channels at the end
+
+    def kept(answer: Tensor) -> Tensor:
+        return maps(answer).clone()  # which later layers may change in place
+
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(
-            model, [model.get_submodule(layer)], reshape_transform=maps, **options
+            model, [model.get_submodule(layer)], reshape_transform=kept, **options
         )
         with cam:
             return torch.from_numpy(cam(image, targets)).to(image.device)

@@ -148,8 +148,8 @@ class Explainer:
         single = all(weight.dtype == torch.float32 for weight in network.parameters())
         self.network = network if single else copy.deepcopy(network).float()
         if isinstance(layers, int):
-            blank = torch.zeros(1, self.spec.in_channels, *self.spec.image_size, device=model.device)
-            layers = default_layers(self.network, blank, layers)
+            shape, draw = (1, self.spec.in_channels, *self.spec.image_size), torch.Generator().manual_seed(0)
+            layers = default_layers(self.network, torch.randn(shape, generator=draw).to(model.device), layers)
         self.layers = list(layers)
 
     def see(self, image: Pixels) -> Tensor:

@@ -38,10 +38,11 @@ class Drawing(nn.Module):
 def fit(dataset, fake_hymenoptera, fake_isic2017, tmp_path):
     """`fit("run", callback, ...)`: trains a tiny network in a folder; the trainer and the weights and momenta after."""
 
-    def train(name, *extra, masks=False, logger=False):
+    def train(name, *extra, masks=False, logger=False, watched=None):
         archive = "isic2017" if masks else "hymenoptera"
         root = (fake_isic2017 if masks else fake_hymenoptera)(tmp_path / archive / name)
         data = dataset(archive, root, batch_size=3, image_size=32)
+        data.watched = watched
         torch.manual_seed(0)
         if masks:
             model, make, loss = UNetPP(channels=(4, 8)), SegmentationTask, SegmentationLoss({"bce": 1})
@@ -124,6 +125,14 @@ def test_the_weights_explained_are_those_of_validation(fit, monkeypatch):
                 assert torch.equal(weights, latest["validated"])
                 averaged = "trained" in latest and not torch.equal(weights, latest["trained"])
         assert averaged
+
+
+def test_a_second_split_that_is_watched_has_no_rows(fit, monkeypatch):
+    """`protocol=paper` validates the reported split too, whose images are not asked for."""
+    rows = []
+    monkeypatch.setattr(Explanations, "_draw", lambda self, trainer: rows.append(len(self._rows)))
+    fit("run", Explanations(images=99), masks=True, watched="test")
+    assert {*rows} == {3}  # images of val
 
 
 @pytest.mark.parametrize(

@@ -5,59 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from omegaconf import open_dict
 from PIL import Image
 
 from medvision import cli, figures, selection
-from medvision.build import build, load_run
-from medvision.configs import save_config
+from medvision.build import load_run
 from medvision.errors import MedvisionError
 from medvision.metrics import scores
-from medvision.report import finish
 from medvision.runs import RunFolder
 from medvision.selection import from_the_worst, results, values
 from medvision.visualize import start
 
-SETS = {
-    "attributes": ["data=phantom_attributes", "data.images={count:15}", "model=unet_plain", "model.width=4"],
-    "melanoma": ["data=phantom_melanoma", "data.images={train:24,test:5}", "model=resnet18"],
-    "insects": ["data=phantom_insects", "data.images={train:8,val:6}", "model=resnet18"],
-}
 HISTORY = [(1, 9, "train/loss", 0.5), (1, 9, "val/loss", 0.6), (1, 9, "val/jaccard", 0.1)]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """`trained("attributes")`: a run folder with random weights and its results."""
-    made, root = {}, tmp_path_factory.mktemp("runs")
-
-    def make(name):
-        if name not in made:
-            words = ["data.image_size=32", "data.num_workers=0", "trainer.accelerator=cpu", f"hydra.run.dir={root}"]
-            cfg = cli.compose("train", [*SETS[name], *words])
-            with open_dict(cfg):
-                del cfg["hydra"]
-            place = RunFolder(root / name)
-            save_config(cfg, place)
-            run = build(cfg)
-            place.best.parent.mkdir()
-            checkpoint = {
-                "state_dict": run.task.state_dict(),
-                "callbacks": {"Checkpoint": {"best_epoch": 1, "best": 0.5}},
-            }
-            torch.save(checkpoint, place.best)
-            place.history.write_text(
-                "epoch,step,metric,value\n1,9,train/loss,0.5\n1,9,val/loss,0.6\n1,9,val/jaccard,0.1\n"
-            )
-            finish(place)
-            made[name] = place
-        return made[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for place in ("data", "cache", "runs"):
-            patch.setenv(f"MEDVISION_{place.upper()}", str(root / place))
-        yield make
 
 
 def draw(*overrides):
