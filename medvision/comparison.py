@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from medvision.metrics import (
     Rows,
     holm,
     interval,
+    limits,
     lower_is_better,
     paired_test,
     rank_probabilities,
     resample,
     two_sided,
 )
-from medvision.variants import Measured, differing, factors_of, grouped, repetitions, settings
+from medvision.variants import Measured, differing, factors_of, grouped, repetitions, settings, together
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +191,7 @@ def compare(
     baseline: str | None = None,
     common: bool = False,
     resamples: int = 10000,
+    unfinished: Sequence[Path] = (),
 ) -> Comparison:
     """Compares runs on the images that all have measured.
 
@@ -199,6 +202,7 @@ def compare(
         baseline: A variant's name, or the name of a run folder in it; None: the first.
         common: Whether to leave out images that not all variants have measured, instead of refusing.
         resamples: Of bootstrap and tests.
+        unfinished: Folders of runs that cannot be compared yet, of which a reader is told.
 
     Raises:
         MedvisionError: If the runs cannot be compared.
@@ -209,9 +213,10 @@ def compare(
     members = grouped([run.config for run in runs])
     names, levels = factors_of(runs, members) if len(members) > 1 else (["all runs"], [{}])
     reference = _baseline(baseline, names, [[runs[n].folder.name for n in of] for of in members])
-    seeds = [repetitions([runs[n] for n in of], name) for of, name in zip(members, names, strict=True)]
+    repeated = [repetitions([runs[n] for n in of], name) for of, name in zip(members, names, strict=True)]
+    seeds = [{seed: together(of_seed) for seed, of_seed in of.items()} for of in repeated]
     ids = _common_ids(seeds, names, common)
-    aligned = [[_at(rows, ids) for rows in of.values()] for of in seeds]
+    aligned = [[rows.of(ids) for rows in of.values()] for of in seeds]
     _require_same_truth(aligned, names)
     units = _units(runs, ids)
     drawn = resample(aligned, metrics, units, resamples)
@@ -222,7 +227,8 @@ def compare(
     configs = differing([settings(runs[of[0]].config) for of in members])
     variants, one = [], np.eye(len(members))
     for g, (of, name) in enumerate(zip(members, names, strict=True)):
-        estimates = {m: _estimate([*seeds[g]], values[m][g], drawn[m].contrast(one[g])) for m in metrics}
+        possible = {m: drawn[m].contrast(one[g]).clip(*limits(m)) for m in metrics}  # few seeds reach beyond
+        estimates = {m: _estimate([*seeds[g]], values[m][g], possible[m]) for m in metrics}
         config = {key: column[g] for key, column in configs.items()}
         variants.append(Variant(name, levels[g], config, [_described(runs[n], metrics) for n in of], estimates))
     ranks = {}
@@ -243,7 +249,7 @@ def compare(
         differences=_differences(aligned, variants, reference, metrics, drawn, units, resamples),
         ranks=ranks,
         effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
-        warnings=_warnings(runs, split, seeds, names, units),
+        warnings=_warnings(runs, unfinished, split, seeds, names, units),
         ids=ids,
         each={m: dict(zip(names, [_each(of, each_is[m]) for of in aligned], strict=True)) for m in metrics},
         each_is=each_is,
@@ -305,11 +311,6 @@ def _common_ids(seeds: Sequence[Mapping[str, Rows]], names: Sequence[str], commo
             )
         log.warning("%s: the others are left out", found)
     return tuple(sorted(shared))
-
-
-def _at(rows: Rows, ids: Sequence[str]) -> Rows:
-    places = {name: n for n, name in enumerate(rows.ids)}
-    return rows.take([places[name] for name in ids])
 
 
 def _require_same_truth(aligned: Sequence[Sequence[Rows]], names: Sequence[str]) -> None:
@@ -440,6 +441,7 @@ def _each(seeds: Sequence[Rows], metric: str) -> Floats:
 
 def _warnings(
     runs: Sequence[Measured],
+    unfinished: Sequence[Path],
     split: str,
     seeds: Sequence[Mapping[str, Rows]],
     names: Sequence[str],
@@ -447,6 +449,8 @@ def _warnings(
 ) -> list[str]:
     """What a reader has to know to judge the numbers."""
     result = []
+    if unfinished:
+        result.append(f"not finished and left out: {', '.join(folder.name for folder in unfinished)}")
     few = {name: len(of) for name, of in zip(names, seeds, strict=True) if len(of) < FEW_SEEDS}
     if few:
         every = f"each variant has {min(few.values())}"

@@ -160,7 +160,7 @@ def _configs(found: Comparison) -> str:
     keys = [*found.variants[0].config]
     if not keys:
         return "<p>The configs of the runs do not differ but by seed and fold.</p>"
-    rows = [[key, *(_shown(variant.config[key]) for variant in found.variants)] for key in keys]
+    rows = [[key, *("null" if v.config[key] is None else str(v.config[key]) for v in found.variants)] for key in keys]
     header = ["entry", *(variant.name for variant in found.variants)]
     return _table(Table("", header, rows, words=range(len(header))))
 

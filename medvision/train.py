@@ -40,13 +40,8 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
         return
     if cfg.check:
         raise MedvisionError("check=true goes with repeat=<folder>, of which it says what has changed since")
-    made = not folder.exists()
-    place = prepare(cfg, folder, overrides)
-    try:
+    with _prepared(cfg, folder, overrides) as place:
         begun = _begun(place)
-    except BaseException:
-        shutil.rmtree(place.path if made else place.config.parent)  # refused: as if nothing had been asked
-        raise
     execute(*begun)
 
 
@@ -93,21 +88,15 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
         raise MedvisionError(f"repeat={folder} has the config of that run; leave out {' '.join(typed)}")
     if not any(o.startswith("hydra.run.dir=") for o in overrides):
         again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    new = prepare(cfg, again, _typed(place))
-    try:
+    with _prepared(cfg, again, _typed(place), keep=not check) as new:
         begun = _begun(new)
         changed = _changed_since(place, begun[0])
-        exact = begun[1][0].strategy.root_device.type == "cpu" or bool(cfg.trainer.deterministic)
-    except BaseException:
-        shutil.rmtree(new.path)
-        raise
-    if not exact:
-        changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
-    for text in changed:
-        log.info("%s", text)
-    log.info("%s", "it may come out differently" if changed else "nothing has changed: it will be the same run")
+        if not (begun[1][0].strategy.root_device.type == "cpu" or cfg.trainer.deterministic):
+            changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
+        for text in changed:
+            log.info("%s", text)
+        log.info("%s", "it may come out differently" if changed else "nothing has changed: it will be the same run")
     if check:
-        shutil.rmtree(new.path)
         return
     execute(*begun)
     rows = _compared(place, new)
@@ -153,6 +142,20 @@ def _compared(place: RunFolder, new: RunFolder) -> list[tuple[str, str]]:
 def _typed(place: RunFolder) -> list[str]:
     """What was typed for a run."""
     return [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
+
+
+@contextmanager
+def _prepared(cfg: DictConfig, folder: Path, overrides: Sequence[str], keep: bool = True) -> Iterator[RunFolder]:
+    """A prepared run folder; after a refusal, or if it is not to be kept, all is as if nothing had been asked."""
+    made = not folder.expanduser().exists()
+    place = prepare(cfg, folder, overrides)
+    kept = False
+    try:
+        yield place
+        kept = keep
+    finally:
+        if not kept:
+            shutil.rmtree(place.path if made else place.config.parent)
 
 
 def _begun(place: RunFolder) -> "tuple[Run, Training]":
