@@ -475,7 +475,7 @@ class Explanations(pl.Callback):
                 heat = dict(zip(self.layers, found.heat[self.method][0].cpu().numpy(), strict=True))
                 choice = found.choices[0]
                 where = [] if choice.where is None else [choice.where.cpu().numpy() > 0]
-                caption = f"{name}: {choice.name} {found.probability[0]:.2f}"
+                caption = f"{name}\n{found.probability[0]:.3f} {choice.name}"  # either may be long
                 self._rows.append(row(pixels, heat, caption, np.array(where, bool)))
 
     def _draw(self, trainer: pl.Trainer) -> None:

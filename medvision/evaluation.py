@@ -46,7 +46,7 @@ from medvision.metrics import (
 )
 from medvision.metrics.calibration import CERTAIN, Calibration, fit_temperature
 from medvision.postprocess import Cleaning, best_option
-from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task, resize_probability
+from medvision.tasks import ClassificationTask, ImageCounts, SegmentationTask, Task
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,6 @@ class Evaluation(ABC):
     @abstractmethod
     def rows(self, decision: Decision) -> Iterator[list[object]]:
         """A header, then a row for each image and class, from which summaries and intervals can be recomputed."""
-
-    @abstractmethod
-    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
-        """Draws images from the worst to the best, evenly spaced, so that a sheet shows no choice of ours."""
 
     def beside(self, decision: Decision) -> dict[str, dict[str, float]]:
         """What to compare the summary with: that without the cleaning, calibration without the temperature."""
@@ -281,30 +277,12 @@ class MaskEvaluation(Evaluation):
                 facts = [image.id, groups[n], *image.size, name, decision.threshold[k]]
                 yield [*facts, tp, fp, fn, tn, tp + fn, tp + fp, *shown]
 
-    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
-        """Draws images with truth, prediction and errors, from the worst to the best per-image Jaccard."""
-        title = f"{self.split}: from the worst to the best of {len(self.images)} images, {decision}"
-        figures.sheet(path, self.examples(task, data, decision), self.classes, title)
-
-    def examples(self, task: Task, data: ImageDataModule, decision: Decision, number: int = 6) -> list[figures.Example]:
-        """Images from the worst to the best per-image Jaccard, evenly spaced."""
+    def spread(self, decision: Decision, number: int = 6) -> dict[str, int]:
+        """Ids from the worst to the best per-image Jaccard, evenly spaced, with their ranks from 1."""
         jaccard = scores(self.counts(decision))["jaccard"].mean(1)  # one of nothing is right, whatever it counts
         order = np.argsort(jaccard, kind="stable")
-        dataset, result = data.dataset(self.split, full=True), []
-        positions = {str(name): position for position, name in enumerate(dataset.ids)}
-        task.eval()
-        for n in _spaced(order, number):
-            image = self.images[n]
-            item: dict[str, Any] = dataset[positions[image.id]]
-            with torch.inference_mode():
-                probability = task.probability(item["image"][None].to(task.device))[0]
-            full = resize_probability(probability, image.size)
-            prediction = decision.masks(decision.calibrated(full).cpu().numpy())
-            rank = int(np.flatnonzero(order == n)[0]) + 1
-            caption = f"{image.id}   jaccard {jaccard[n]:.3f}   (rank {rank} of {len(order)})"
-            picture, _ = data.splits[self.split][positions[image.id]].read(data.spec.in_channels)
-            result.append(figures.Example(caption, picture, item["mask"].numpy() > 0, prediction))
-        return result
+        ranks = {int(n): rank for rank, n in enumerate(order, 1)}
+        return {self.images[n].id: ranks[n] for n in _spaced(order, number)}
 
 
 @dataclass(frozen=True)
@@ -410,7 +388,7 @@ class LabelEvaluation(Evaluation):
                 facts = [image, groups[n], name, at, int(self.truth[n, k])]
                 yield [*facts, float(self.probability[n, k]), int(decided[n, k])]
 
-    def draw(self, path: Path, task: Task, data: ImageDataModule, decision: Decision) -> None:
+    def draw(self, path: Path, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the one to whose truth the least probability is given to that with the most.
 
         Beside it, as `<name>_curves.png` and `<name>_mistakes.png`, the page of `label_figures` and the mistakes with

@@ -87,7 +87,10 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
             scores.add(name, explainer.see(image), found, target, mask)
     if scores is not None and scores.rows:
         write_text(output / "scores.csv", scores.table())
-        title = "means over images; better: less deletion, more insertion, no likeness to random weights, more inside"
+        title = (
+            f"means over {len(members) - len(broken)} images, or of so many as have heat and a mask; better: less "
+            "deletion, more insertion, no likeness to random weights, more inside"
+        )
         print_rows(title, ["method", "layer", *SCORES], scores.means(), (0, 1))
     print(f"{len(members) - len(broken)} of {len(members)} images explained: {output}")
     require_whole(broken, len(members))

@@ -167,17 +167,23 @@ class Scores:
             )
 
     def means(self) -> list[list[str]]:
-        """Method, layer and the mean of each score over images, a row for each."""
+        """Method, layer and the mean of each score over images, and over how many where not all have it."""
         grouped: dict[tuple[str, str], list[list[float]]] = {}
         for _, _, method, layer, values in self.rows:
             grouped.setdefault((method, layer), []).append(values)
         lines = []
         for words, found in grouped.items():
             columns = [[v for v in column if v == v] for column in zip(*found, strict=True)]  # without NaN
-            lines.append([*words, *(f"{np.mean(column):.3f}" if column else "-" for column in columns)])
+            lines.append([*words, *(_mean(column, len(found)) for column in columns)])
         return lines
 
     def table(self) -> str:
         """The scores of each image as CSV."""
         rows = ([*words, *("" if v != v else v for v in values)] for *words, values in self.rows)
         return as_csv([["file", "class", "method", "layer", *SCORES], *rows])
+
+
+def _mean(values: Sequence[float], images: int) -> str:
+    if not values:
+        return "-"
+    return f"{np.mean(values):.3f}" + (f" of {len(values)}" if len(values) < images else "")

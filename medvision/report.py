@@ -20,6 +20,7 @@ from medvision.files import write_json, write_text
 from medvision.logger import read_history
 from medvision.metrics import NAMES
 from medvision.runs import RunFolder
+from medvision.selection import draw
 from medvision.tasks import SegmentationTask
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def finish(place: RunFolder) -> None:
             if run.data.spec.challenge is not None:
                 challenge[split] = found.challenge(run.data.spec.challenge, decision)
             write_text(place.results(split), found.table(decision))
-            found.draw(place.picture(split), run.task, run.data, decision)
+            draw(place.picture(split), run, found, decision)
             if isinstance(found, MaskEvaluation):
                 found.draw_calibration(place.calibration(split), decision)
     figures.curves(place.path / "curves.png", {place.path.name: read_history(place.history)})

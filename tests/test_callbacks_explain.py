@@ -1,5 +1,6 @@
 """Heat maps during training: which epochs, whose weights, which files; the training itself stays the same."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from medvision import callbacks
+from medvision import callbacks, figures
 from medvision.callbacks import EMA, Explanations
 from medvision.errors import MedvisionError
 from medvision.explanation import explain
@@ -125,6 +126,16 @@ def test_the_weights_explained_are_those_of_validation(fit, monkeypatch):
                 assert torch.equal(weights, latest["validated"])
                 averaged = "trained" in latest and not torch.equal(weights, latest["trained"])
         assert averaged
+
+
+def test_captions_have_image_and_answer_in_lines_of_their_own(fit, monkeypatch):
+    """Either may be long, and what is longer than a picture is cut."""
+    drawn = []
+    monkeypatch.setattr(figures, "gallery", lambda path, tiles, *_, **__: drawn.append(tiles))
+    fit("run", Explanations(images=2, epochs=[1], layers=["model.encoder.layer1"]))
+    captions = [tile.caption for tile in drawn[-1]]
+    assert all(re.fullmatch(r"ants/\w+\n0\.\d{3} (ants|bees)", caption) for caption in captions[::2])
+    assert captions[1::2] == ["model.encoder.layer1"] * 2
 
 
 def test_a_second_split_that_is_watched_has_no_rows(fit, monkeypatch):

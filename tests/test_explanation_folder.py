@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from medvision import cli
 from medvision.errors import MedvisionError
 from medvision.explain import start
 from medvision.explanation import Choice, Explanation
-from medvision.explanation_folder import ExplanationFolder, MaskFiles
+from medvision.explanation_folder import ExplanationFolder, MaskFiles, Scores
 
 CLASSES = ["ants", "bees"]
 
@@ -45,6 +46,21 @@ def test_masks_are_found_by_the_names_of_images(tmp_path):
         MaskFiles(tmp_path, ["other"])
     with pytest.raises(MedvisionError, match=r"nowhere is not there; expected a folder or a zip archive"):
         MaskFiles(tmp_path / "nowhere", ["1.2.3"])
+
+
+def test_means_say_over_how_many_images_they_are():
+    """Where some images have no heat, means are not of the same images."""
+    scores, nan = Scores(nn.Conv2d(1, 1, 1), ["x"]), float("nan")
+    scores.rows = [
+        ("a", "ants", "fem", "x", [0.25, 0.5, nan, nan]),
+        ("b", "ants", "fem", "x", [0.75, nan, nan, 0.5]),
+        ("a", "ants", "random heat", "", [0.5, 0.5, 0.0, 0.125]),
+    ]
+    assert scores.means() == [
+        ["fem", "x", "0.500", "0.500 of 1", "-", "0.500 of 1"],
+        ["random heat", "", "0.500", "0.500", "0.000", "0.125"],
+    ]
+    assert scores.table().splitlines()[2] == "b,ants,fem,x,0.75,,,0.5"
 
 
 @pytest.mark.parametrize(
