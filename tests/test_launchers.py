@@ -13,6 +13,7 @@ from medvision import cli, launchers
 from medvision.errors import MedvisionError
 from medvision.jobs import LOG, THREADS, Outcome
 from medvision.launchers import InTurn, Job, Joblib, Ray, Slurm
+from medvision.runs import RunFolder
 
 
 class Watch:
@@ -231,6 +232,16 @@ def test_ray_ends_its_jobs_when_asked_to(cluster, jobs, tmp_path):
 def test_ray_refuses_more_gpus_than_the_cluster_has(cluster, jobs):
     with pytest.raises(MedvisionError, match=r"job 0 \(seed=0\) needs 3 GPUs, the cluster has 2"):
         Ray().launch(jobs(1, gpus=3), Watch())
+
+
+def test_what_is_cancelled_is_not_asked_for_its_result(jobs):
+    one, other = jobs(2)
+    RunFolder(one.folder).metrics.write_text('{"monitor": {"name": "val/dice", "value": 0.5}}')
+    watch, cancelled = Watch(), []
+    watch.stop.set()
+    pending = {"a": one, "b": other}
+    launchers._follow(pending, watch, lambda h: h in cancelled, lambda _: pytest.fail("asked"), cancelled.append)
+    assert [of.state for of in watch.outcomes.values()] == ["finished", "stopped"]
 
 
 def test_the_log_is_where_a_start_is_seen(jobs):
