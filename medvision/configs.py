@@ -41,6 +41,22 @@ def prepare(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> RunFolde
     return place
 
 
+def require_own(record: Path) -> None:
+    """Refuses the folder of a new sweep or search where others' runs lie, which would be taken for its own.
+
+    Args:
+        record: The file in the folder by which a sweep or search knows its runs.
+
+    Raises:
+        MedvisionError: If there are runs, and no such file.
+    """
+    folder = record.parent
+    if not record.exists() and (runs := sorted(folder.glob("*/.hydra/config.yaml"))):
+        raise MedvisionError(
+            f"{folder} holds runs ({runs[0].parents[1].name}) but no {record.name}; choose another folder"
+        )
+
+
 def load_config(folder: RunFolder) -> DictConfig:
     """The config of a run folder.
 

@@ -1,6 +1,7 @@
 """`python -m medvision.train model=unetv2 data=isic2017`: from an archive to an evaluated run."""
 
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from medvision import cli, sweep
 from medvision.configs import COUNTED, changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
 from medvision.files import end_with_parent, locked, read_json
-from medvision.jobs import quoted
+from medvision.jobs import resume_command
 from medvision.runs import RunFolder
+from medvision.terminal import print_rows
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -78,7 +80,7 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
         MedvisionError: If there is no finished run, other values were asked for, or nothing has changed that is known
             to matter, and the results still differ.
     """
-    from medvision.report import print_rows, require_finished
+    from medvision.report import require_finished
 
     place = RunFolder(folder.expanduser().resolve())
     cfg = load_config(place)
@@ -197,7 +199,8 @@ def execute(run: "Run", training: "Training") -> None:
     if cli.RANK:
         fit(run, training, place)
         return
-    with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
+    busy = f"{place.path} is being trained by another process; wait for it or stop it"
+    with locked(place.lock, busy), _interruptible(place):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
         elif place.pruned.exists():
@@ -229,13 +232,13 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     """The part of a training that each of its processes has.
 
     Raises:
-        MedvisionError: If it is interrupted, or another of its processes has ended.
+        MedvisionError: If another of its processes has ended.
     """
     from torch import distributed
 
     trainer, _ = training
     if trainer.world_size > 1:
-        sys.argv[1:] = [f"resume={quoted(place.path)}"]  # with which Lightning starts the other processes
+        sys.argv[1:] = resume_command(place.path)[2:]  # with which Lightning starts the other processes
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)
@@ -244,8 +247,6 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     except RuntimeError as error:
         _blame(trainer, error)
         raise
-    if trainer.interrupted:
-        raise MedvisionError(f"interrupted; go on with python -m medvision.train resume={place.path}")
     if distributed.is_initialized():
         distributed.destroy_process_group()  # the first process measures alone
 
@@ -276,6 +277,16 @@ def _origins(place: "RunFolder") -> "list[RunFolder]":
 
 def _composed(overrides: Sequence[str]) -> object:
     return OmegaConf.to_container(cli.compose("train", overrides))
+
+
+@contextmanager
+def _interruptible(place: RunFolder) -> Iterator[None]:
+    """Says after an interrupt, which Lightning answers by leaving, how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        command = shlex.join(["python", *resume_command(place.path)])
+        raise MedvisionError(f"interrupted; go on with: {command}") from None
 
 
 @contextmanager

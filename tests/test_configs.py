@@ -389,7 +389,7 @@ def test_a_misspelled_choice_is_answered_with_the_right_name(group, choice, mean
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model", "parsing override 'model'"),
+        ("model", "^model: missing EQUAL"),
         ("data.image_size=[64", r"input '\[64'"),
         ("seed=${nothing}", "does not resolve: .*'nothing' not found"),
         ("+seed=1", "already at 'seed'"),
@@ -473,3 +473,8 @@ def test_training_does_not_pay_page_faults_for_memory_it_had_before() -> None:
     keep_freed_memory()
     faults()
     assert faults() < 20 * 1024  # one round of fresh pages; five rounds are five times as many
+
+
+def test_a_word_that_cannot_be_read_is_named():
+    with pytest.raises(MedvisionError, match=r"^hydra.run.dir=it's: .* is quoted: \"hydra.run.dir='it\\'s'\"$"):
+        compose("seed=1", "hydra.run.dir=it's")

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
-    {"errors"},
+    {"errors", "terminal"},
     {"spec", "files"},
     {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
