@@ -466,7 +466,7 @@ def _warnings(
         result.append("the numbers are of the validation split, which also chose epochs and thresholds: they flatter")
     if (number := int(units.max()) + 1) < FEW_UNITS:
         kind = "groups of images" if number < len(units) else "images"
-        result.append(f"{number} {kind} are too few for intervals and tests to be trusted")
+        result.append(f"too few {kind} for intervals and tests to be trusted: {number}")
     if split == "test" and (again := {run.folder.name: run.again for run in runs if run.again}):
         shown = "; ".join(f"{name}: {', '.join(of)}" for name, of in again.items())
         result.append(

@@ -45,7 +45,7 @@ def render(
         pictured="" if pictures else "hidden",
         runs=_table(_runs(found)),
         configs=_configs(found),
-        commands="\n".join(escape(run["command"]) for variant in found.variants for run in variant.runs),
+        commands=_commands(found),
         version=escape(__version__),
     )
 
@@ -151,9 +151,13 @@ def _runs(found: Comparison) -> Table:
                 variant.name,
                 *(_shown(run.get(key)) for key in ("seed", "fold", "epoch")),
             ]
-            rows.append([*facts, *(number(run["metrics"][metric]) for metric in found.metrics), run["command"]])
-    header = ["run", "variant", "seed", "fold", "epoch", *found.metrics, "command"]
-    return Table("", header, rows, words=(0, 1, len(header) - 1))
+            rows.append([*facts, *(number(run["metrics"][metric]) for metric in found.metrics)])
+    return Table("", ["run", "variant", "seed", "fold", "epoch", *found.metrics], rows, words=(0, 1))
+
+
+def _commands(found: Comparison) -> str:
+    runs = [run for variant in found.variants for run in variant.runs]
+    return "\n".join(escape(f"# {Path(run['folder']).name}\n{run['command']}") for run in runs)
 
 
 def _configs(found: Comparison) -> str:

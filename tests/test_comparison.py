@@ -152,7 +152,9 @@ def test_groups_of_images_are_one_unit(run):
     assert found.differences[0].wilcoxon == 2 / 2**6 == found.differences[0].permutation  # the least that six allow
     alone = compare([run(b, name=f"{b}_alone") for b in ("plain", "dense")], "test", resamples=500)
     assert alone.groups is None and alone.differences[0].wilcoxon < 1e-4
-    assert any("6 groups of images are too few" in warning for warning in found.warnings)
+    assert any(
+        "too few groups of images for intervals and tests to be trusted: 6" in warning for warning in found.warnings
+    )
 
 
 def test_folds_of_a_cross_validation_are_one_measurement(run):

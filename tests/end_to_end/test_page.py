@@ -223,6 +223,16 @@ def test_images_are_sorted_found_and_walked_through(masks, visit):
 
 
 @pytest.mark.parametrize("width", [1000, 420])
+def test_long_names_are_broken_and_the_slider_can_be_moved(masks, visit, tmp_path, width):
+    long = tmp_path / "long.html"
+    long.write_text(masks.read_text().replace("threshold=0.55", f"threshold={'x' * 300}"))
+    page = visit(long, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.getElementById('at').textContent = 'stored: ' + Array(8).fill('0.55').join(' / ')")
+    assert page.locator("#threshold").bounding_box()["width"] > 150
+
+
+@pytest.mark.parametrize("width", [1000, 420])
 def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
     page = visit(masks, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
