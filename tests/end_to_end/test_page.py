@@ -243,6 +243,16 @@ def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
     assert min((shot == colour).all(-1).sum() for colour in (TRUTH, FALSE)) > 100
 
 
+def test_it_is_printed_on_white(masks, visit):
+    page = visit(masks)
+    page.emulate_media(media="screen", color_scheme="dark")
+    warning, colour = page.locator(".warnings"), "e => getComputedStyle(e).backgroundColor"
+    assert warning.evaluate(colour) == "rgb(43, 36, 21)"
+    page.emulate_media(media="print", color_scheme="dark")
+    assert warning.evaluate(colour) == "rgb(255, 246, 224)"
+    assert page.locator("body").evaluate(colour) == "rgb(255, 255, 255)"
+
+
 def test_labels_have_a_threshold_too(labels, visit):
     page, data = visit(labels), data_of(labels)
     truth = np.array(data["every"]["truth"])[:, 0] > 0
