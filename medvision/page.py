@@ -11,6 +11,7 @@ from medvision import __version__, page_figures
 from medvision.comparison import ALPHA, Comparison
 from medvision.comparison_tables import Table, interval, number, tables
 from medvision.logger import Row
+from medvision.variants import word
 
 PARTS = Path(__file__).parent
 SHORT = 20  # letters that stay in one line
@@ -54,19 +55,20 @@ def conclusion(found: Comparison) -> list[str]:
     """What the comparison shows and what it does not, in sentences that follow from the verdicts."""
     if not found.differences:
         return ["There is one variant: nothing is compared, and nothing shown."]
+    seeds = {len(e.seeds) for v in found.variants for e in v.estimates.values()}
+    alone = ", for these trained networks alone" if min(seeds) == 1 else ""
     lines = []
     for metric in found.metrics:
         of = [d for d in found.differences if d.metric == metric]
         for verdict in ("better", "worse"):
             shown = [f"{d.variant} ({number(d.value, '+')}, {interval(d.low, d.high, '+')})" for d in of]
             if shown := [text for text, d in zip(shown, of, strict=True) if d.verdict == verdict]:
-                lines.append(f"{metric}: shown to be {verdict} than {found.baseline}: {'; '.join(shown)}.")
+                lines.append(f"{metric}: shown to be {verdict} than {found.baseline}{alone}: {'; '.join(shown)}.")
         if unclear := [d.variant for d in of if d.verdict == "not shown"]:
             lines.append(
                 f"{metric}: not shown to differ from {found.baseline}: {'; '.join(unclear)}. "
                 f"That does not say that {'they do' if len(unclear) > 1 else 'it does'} not."
             )
-    seeds = {len(e.seeds) for v in found.variants for e in v.estimates.values()}
     lines.append(
         f"Shown means that the bootstrap over seeds and images and the permutation test have p below {ALPHA}, both "
         f"adjusted by Holm over {_count(len(found.differences), 'difference')}, with "
@@ -164,7 +166,7 @@ def _configs(found: Comparison) -> str:
     keys = [*found.variants[0].config]
     if not keys:
         return "<p>The configs of the runs do not differ but by seed and fold.</p>"
-    rows = [[key, *("null" if v.config[key] is None else str(v.config[key]) for v in found.variants)] for key in keys]
+    rows = [[key, *(word(variant.config[key]) for variant in found.variants)] for key in keys]
     header = ["entry", *(variant.name for variant in found.variants)]
     return _table(Table("", header, rows, words=range(len(header))))
 

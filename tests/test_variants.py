@@ -73,7 +73,7 @@ def test_differences():
         ["optimizer=AdamW", "optimizer.lr=0.1"],
         ["optimizer=SGD", "optimizer.lr=0.2"],
     ]
-    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=None"], ["swa=SWA"]]
+    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=null"], ["swa=SWA"]]
 
 
 def test_masks_are_read_as_they_were_written(fake_run, tmp_path):
@@ -185,6 +185,9 @@ def test_a_default_is_named_by_its_value(runs):
     _, names, levels = group(runs([], ["optimizer.lr=0.5"]))
     assert names == ["optimizer.lr=0.001", "optimizer.lr=0.5"]
     assert levels == [{"optimizer.lr": "0.001"}, {"optimizer.lr": "0.5"}]
+    configs = [{"model": {"deep": False, "weights": None}}, {"model": {"deep": True, "weights": "imagenet"}}]
+    _, names, _ = group(runs([], ["model.deep=true", "model.weights=imagenet"], configs=configs))
+    assert names == ["model.deep=false, model.weights=null", "model.deep=true, model.weights=imagenet"]
 
 
 def test_what_was_not_typed_is_named_by_the_config(runs):
