@@ -20,7 +20,11 @@ from medvision.runs import RunFolder
 
 REPETITIONS = ("seed", "split_seed", "fold")
 """Entries, wherever they stand, that repeat a training and do not make another variant."""
-NO_MATTER = (*OF_A_COMMAND, "paths", "logger", "data.num_workers", "trainer.enable_progress_bar")
+NO_MATTER = (
+    *(*OF_A_COMMAND, "paths", "logger", "test", "data.num_workers", "trainer.enable_progress_bar"),
+    *("callbacks.pictures", "callbacks.explain"),
+)
+"""Entries that move no number of a training."""
 ABSENT = "-"
 
 Config = Mapping[str, Any]

@@ -153,7 +153,8 @@ def test_seeds_and_folds_are_repetitions(runs):
 def test_trackers_and_places_make_no_variant(runs):
     changes = [{}, {"logger": {"wandb": {"_target_": "W"}}}, {"data": {"num_workers": 3}}]
     changes.append({"paths": {"data": "${oc.env:MEDVISION_DATA,'/elsewhere'}"}})
-    assert grouped([run.config for run in runs([], [], [], [], configs=changes)]) == [[0, 1, 2, 3]]
+    changes += [{"test": False}, {"callbacks": {"explain": {"_target_": "E", "epochs": [1]}}}]
+    assert grouped([run.config for run in runs(*[[]] * 6, configs=changes)]) == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("name", ["positive_weights", "class_weights"])
