@@ -227,7 +227,7 @@ def compare(
     configs = differing([settings(runs[of[0]].config) for of in members])
     variants, one = [], np.eye(len(members))
     for g, (of, name) in enumerate(zip(members, names, strict=True)):
-        possible = {m: drawn[m].contrast(one[g]).clip(*limits(m)) for m in metrics}  # few seeds reach beyond
+        possible = {m: drawn[m].contrast(one[g]).clip(*limits(m)) for m in metrics}  # luck of few seeds reaches beyond
         estimates = {m: _estimate([*seeds[g]], values[m][g], possible[m]) for m in metrics}
         config = {key: column[g] for key, column in configs.items()}
         variants.append(Variant(name, levels[g], config, [_described(runs[n], metrics) for n in of], estimates))
@@ -340,6 +340,12 @@ def _interval(drawn: Floats) -> tuple[float | None, float | None]:
     return low, high
 
 
+def _span(metric: str) -> float:
+    """The largest difference that a metric can have."""
+    least, most = limits(metric)
+    return most - least
+
+
 def _described(run: Measured, metrics: Sequence[str]) -> dict[str, Any]:
     """What a report says of a run."""
     return {
@@ -373,7 +379,7 @@ def _differences(
     result = []
     for n, ((metric, g), test) in enumerate(zip(pairs, tests, strict=True)):
         value = variants[g].estimates[metric].value - base.estimates[metric].value
-        low, high = _interval(gains[n])
+        low, high = _interval(gains[n].clip(-_span(metric), _span(metric)))
         clear = all(p is not None and p < ALPHA for p in (adjusted[0][n], adjusted[1][n]))
         better = (value < 0) == lower_is_better(metric)
         result.append(
@@ -421,7 +427,7 @@ def _effects(
                     at = {f: t if c else base[f] for f, t, c in zip(factors, to, changed, strict=True)}
                     there = np.array([all(of[f] == level for f, level in at.items()) for of in levels])
                     weights += (-1) ** changed.count(False) * there / there.sum()
-                bounds = _interval(drawn.contrast(weights))
+                bounds = _interval(drawn.contrast(weights).clip(-number * _span(metric), number * _span(metric)))
                 result.append(Effect(metric, factors, to, [base[f] for f in factors], float(means @ weights), *bounds))
     return result
 
@@ -466,7 +472,7 @@ def _warnings(
         result.append("the numbers are of the validation split, which also chose epochs and thresholds: they flatter")
     if (number := int(units.max()) + 1) < FEW_UNITS:
         kind = "groups of images" if number < len(units) else "images"
-        result.append(f"{number} {kind} are too few for intervals and tests to be trusted")
+        result.append(f"too few {kind} for intervals and tests to be trusted: {number}")
     if split == "test" and (again := {run.folder.name: run.again for run in runs if run.again}):
         shown = "; ".join(f"{name}: {', '.join(of)}" for name, of in again.items())
         result.append(

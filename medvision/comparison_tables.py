@@ -148,7 +148,7 @@ def _tabular(
     for metric, rows in blocks.items():
         lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{{escaped(metric)}}} \\"]
         lines += [" & ".join(cells) + r" \\" for cells in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}%", ""])
 
 
 def _tex_difference(d: Difference | None, digits: int) -> list[str]:
@@ -164,8 +164,8 @@ def _tex_interval(low: float | None, high: float | None, digits: int, sign: str 
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX prints it, in one line."""
-    special = {c: rf"\{c}" for c in "&%$#_{}"}
+    """Text as LaTeX prints it, in one line; letters that are not Latin are for XeLaTeX and LuaLaTeX."""
+    special = {c: rf"\{c}" for c in "&%$#_{}"} | {"[": "{[}"}  # which else is an option of the line before
     words = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
     special |= {c: rf"\text{word}{{}}" for c, word in words.items()}
     return "".join(special.get(c, c) for c in " ".join(text.split()))

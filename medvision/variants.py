@@ -20,7 +20,11 @@ from medvision.runs import RunFolder
 
 REPETITIONS = ("seed", "split_seed", "fold")
 """Entries, wherever they stand, that repeat a training and do not make another variant."""
-NO_MATTER = (*OF_A_COMMAND, "paths", "logger", "data.num_workers", "trainer.enable_progress_bar")
+NO_MATTER = (
+    *(*OF_A_COMMAND, "paths", "logger", "test", "data.num_workers", "trainer.enable_progress_bar"),
+    *("callbacks.pictures", "callbacks.explain"),
+)
+"""Entries that move no number of a training."""
 ABSENT = "-"
 
 Config = Mapping[str, Any]
@@ -133,7 +137,7 @@ def differences(configs: Sequence[Any]) -> list[list[str]]:
     """
     columns = differing([dict(_leaves(config)) for config in configs])
     return [
-        [f"{key}={column[n]}" for key, column in columns.items() if column[n] is not ABSENT]
+        [f"{key}={word(column[n])}" for key, column in columns.items() if column[n] is not ABSENT]
         for n in range(len(configs))
     ]
 
@@ -204,7 +208,7 @@ def factors_of(runs: Sequence[Measured], members: Sequence[Sequence[int]]) -> tu
     flat, short = [said[of[0]] for of in members], [typed[of[0]] for of in members]
     apart = len({json.dumps(of) for of in flat}) == len(flat)
     if not apart or any(said[n] != flat[g] for g, of in enumerate(members) for n in of):
-        short = flat = [{key: str(value) for key, value in settings(runs[of[0]].config).items()} for of in members]
+        short = flat = [{key: word(value) for key, value in settings(runs[of[0]].config).items()} for of in members]
     columns = differing(flat)
     factors: dict[tuple[int, ...], list[str]] = {}
     for key, column in columns.items():
@@ -230,7 +234,12 @@ def _level(config: Config, typed: Mapping[str, str], key: str) -> str:
         if not isinstance(node, dict) or part not in node:
             return typed.get(key, ABSENT)
         node = node[part]
-    return typed.get(key, "default") if isinstance(node, dict) else str(node)
+    return typed.get(key, "default") if isinstance(node, dict) else word(node)
+
+
+def word(value: Any) -> str:
+    """A value as it is typed."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def repetitions(runs: Sequence[Measured], name: str) -> dict[str, list[Measured]]:

@@ -102,7 +102,7 @@ def test_the_table_for_a_paper(sweep, tmp_path):
     lines = (tmp_path / "comparison.tex").read_text().splitlines()
     assert lines[0].startswith("% tiny, test: 15 images; seeds: 3; differences to model.block=plain")
     assert lines[4:6] == [r"\begin{tabular}{llrlrlrrr}", r"\toprule"]
-    assert lines[3].startswith(r"\resizebox{") and lines[-2:] == [r"\bottomrule", r"\end{tabular}}"]
+    assert lines[3].startswith(r"\resizebox{") and lines[-2:] == [r"\bottomrule", r"\end{tabular}}%"]
     body = lines[6:-2]
     rows = [line for line in body if " & " in line]
     assert rows[0].startswith(r"model.block & optimizer.lr & mean $\pm$ std & 95\,\% interval & difference")
@@ -146,6 +146,7 @@ def test_letters_that_latex_reads_otherwise():
     assert escaped(r"a_b 50% {x} ~^ \d #1 $ &") == (
         r"a\_b 50\% \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}d \#1 \$ \&"
     )
+    assert escaped("[32,48]") == "{[}32,48]"  # begins a row
     assert escaped("<a|b>\n\nc") == r"\textless{}a\textbar{}b\textgreater{} c"
 
 

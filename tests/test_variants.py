@@ -73,7 +73,7 @@ def test_differences():
         ["optimizer=AdamW", "optimizer.lr=0.1"],
         ["optimizer=SGD", "optimizer.lr=0.2"],
     ]
-    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=None"], ["swa=SWA"]]
+    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=null"], ["swa=SWA"]]
 
 
 def test_masks_are_read_as_they_were_written(fake_run, tmp_path):
@@ -153,7 +153,8 @@ def test_seeds_and_folds_are_repetitions(runs):
 def test_trackers_and_places_make_no_variant(runs):
     changes = [{}, {"logger": {"wandb": {"_target_": "W"}}}, {"data": {"num_workers": 3}}]
     changes.append({"paths": {"data": "${oc.env:MEDVISION_DATA,'/elsewhere'}"}})
-    assert grouped([run.config for run in runs([], [], [], [], configs=changes)]) == [[0, 1, 2, 3]]
+    changes += [{"test": False}, {"callbacks": {"explain": {"_target_": "E", "epochs": [1]}}}]
+    assert grouped([run.config for run in runs(*[[]] * 6, configs=changes)]) == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("name", ["positive_weights", "class_weights"])
@@ -185,6 +186,9 @@ def test_a_default_is_named_by_its_value(runs):
     _, names, levels = group(runs([], ["optimizer.lr=0.5"]))
     assert names == ["optimizer.lr=0.001", "optimizer.lr=0.5"]
     assert levels == [{"optimizer.lr": "0.001"}, {"optimizer.lr": "0.5"}]
+    configs = [{"model": {"deep": False, "weights": None}}, {"model": {"deep": True, "weights": "imagenet"}}]
+    _, names, _ = group(runs([], ["model.deep=true", "model.weights=imagenet"], configs=configs))
+    assert names == ["model.deep=false, model.weights=null", "model.deep=true, model.weights=imagenet"]
 
 
 def test_what_was_not_typed_is_named_by_the_config(runs):

@@ -223,6 +223,16 @@ def test_images_are_sorted_found_and_walked_through(masks, visit):
 
 
 @pytest.mark.parametrize("width", [1000, 420])
+def test_long_names_are_broken_and_the_slider_can_be_moved(masks, visit, tmp_path, width):
+    long = tmp_path / "long.html"
+    long.write_text(masks.read_text().replace("threshold=0.55", f"threshold={'x' * 300}"))
+    page = visit(long, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.getElementById('at').textContent = 'stored: ' + Array(8).fill('0.55').join(' / ')")
+    assert page.locator("#threshold").bounding_box()["width"] > 150
+
+
+@pytest.mark.parametrize("width", [1000, 420])
 def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
     page = visit(masks, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -231,6 +241,16 @@ def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
     shot = np.array(Image.open(tmp_path / "page.png").convert("RGB"))
     assert shot.shape[1] == width and shot.shape[0] > 1500
     assert min((shot == colour).all(-1).sum() for colour in (TRUTH, FALSE)) > 100
+
+
+def test_it_is_printed_on_white(masks, visit):
+    page = visit(masks)
+    page.emulate_media(media="screen", color_scheme="dark")
+    warning, colour = page.locator(".warnings"), "e => getComputedStyle(e).backgroundColor"
+    assert warning.evaluate(colour) == "rgb(43, 36, 21)"
+    page.emulate_media(media="print", color_scheme="dark")
+    assert warning.evaluate(colour) == "rgb(255, 246, 224)"
+    assert page.locator("body").evaluate(colour) == "rgb(255, 255, 255)"
 
 
 def test_labels_have_a_threshold_too(labels, visit):
