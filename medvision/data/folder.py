@@ -31,15 +31,16 @@ class ClassFolders(ImageDataModule):
         """
         splits: dict[str, list[Sample]] = {}
         pattern, stray, folders = re.compile(rf"([^/]+)/([^/.][^/]*){ENDINGS}", re.IGNORECASE), [], set[str]()
+        members = list(members)
+        above = {name for member in members for name in member.name.split("/")[:-2]} - {*self.spec.classes}
         for member in members:
             match = pattern.search(member.name)
-            if match is None:
+            if match is None or match[1] in above:  # beside the folders of classes
                 stray.append(member)
                 continue
             folders.add(match[1])
             if match[1] in self.spec.classes:
-                above = member.name.split("/")[-3:-2]
-                split = SPLITS.get(above[0].lower(), "train") if above else "train"
+                split = SPLITS.get("".join(member.name.split("/")[-3:-2]).lower(), "train")
                 sample = Sample(f"{match[1]}/{match[2]}", member, labels=(self.spec.classes.index(match[1]),))
                 splits.setdefault(split, []).append(sample)
         if folders != set(self.spec.classes):
@@ -171,11 +172,12 @@ class Folder(ClassFolders):
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
     def _label(self, words: str, where: str) -> tuple[int, ...]:
-        """Class numbers of a cell: names separated by spaces or |; for a binary data set also 0 and 1."""
+        """Class numbers of a cell: one name, or several between | or spaces; for a binary data set also 0 and 1."""
         flags = {"0": (), "0.0": (), "1": (0,), "1.0": (0,)} if self.spec.kind == "binary" else {}
         if words in flags:
             return flags[words]
-        names = [word for word in re.split(r"[|\s]+", words) if word]
+        between = r"\s*\|\s*" if "|" in words else r"\s+"  # names may hold spaces
+        names = [words] if words in self.spec.classes else [word for word in re.split(between, words) if word]
         if unknown := [name for name in names if name not in self.spec.classes]:
             raise MedvisionError(f"{where}: label {unknown[0]!r}; expected one of {list(self.spec.classes)}")
         if self.spec.kind == "multiclass" and len(names) != 1:

@@ -265,6 +265,8 @@ LABELS: list[tuple[str, dict[str, Any], list[str], list[tuple[int, ...]]]] = [
     ("binary", {"classes": ["ill"], "num_outputs": 1}, ["ill", "", "1.0"], [(0,), (), (0,)]),
     ("multilabel", {}, ["a|b", "", "b"], [(0, 1), (), (1,)]),
     ("multilabel", {}, ["b a", "a", "b | a"], [(0, 1), (0,), (0, 1)]),
+    ("multilabel", {"classes": ["a b", "c"]}, ["a b", "a b|c", "c | a b"], [(0,), (0, 1), (0, 1)]),
+    ("multiclass", {"classes": ["no finding", "mass"]}, ["no finding", "mass", "mass"], [(0,), (1,), (1,)]),
 ]
 
 
