@@ -65,8 +65,8 @@ class Evaluation(ABC):
     classes: tuple[str, ...]
 
     @abstractmethod
-    def choose(self, by: str) -> Decision:
-        """The best threshold of each class, in the sense of the task's `chosen_by`."""
+    def choose(self, by: str, temperature: Sequence[float] = ()) -> Decision:
+        """The best threshold of each class at a temperature, in the sense of the task's `chosen_by`."""
 
     @abstractmethod
     def summary(self, decision: Decision) -> dict[str, float]:
@@ -155,13 +155,17 @@ class MaskEvaluation(Evaluation):
         at = np.searchsorted(self.thresholds, np.asarray(threshold, np.float32))
         return np.stack([image.counts[at, np.arange(len(self.classes))] for image in self.images])
 
-    def choose(self, by: str) -> Decision:
-        """For each class the threshold of the grid with the highest value of a metric, one of `metrics.CHOICES`."""
+    def choose(self, by: str, temperature: Sequence[float] = ()) -> Decision:
+        """For each class the threshold with the highest value of a metric, one of `metrics.CHOICES`.
+
+        It is one of the grid, for probabilities as they are, moved to the temperature.
+        """
         metric, pooled = by.removesuffix("_image"), not by.endswith("_image")
         chosen = [
             best_threshold(counts, GRID, metric, pooled, self.empty) for counts in np.moveaxis(self._swept(), 2, 0)
         ]
-        return Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
+        found = Decision(tuple(_or_half(*each, self.split) for each in zip(chosen, self.classes, strict=True)))
+        return found.at(temperature)
 
     def draw_choice(self, path: Path, by: str, decision: Decision) -> None:
         """Draws what thresholds were chosen by over the grid, with its 95 % interval, and where they are."""
@@ -357,13 +361,13 @@ class LabelEvaluation(Evaluation):
     def _half(self) -> Decision:
         return Decision(() if self.exclusive else (0.5,) * len(self.classes))
 
-    def choose(self, by: str) -> Decision:
+    def choose(self, by: str, temperature: Sequence[float] = ()) -> Decision:
         """For each class the threshold of the operating point."""
         if self.exclusive:
-            return Decision(())
-        each = zip(self.probability.T, self.truth.T, self.classes, strict=True)
+            return Decision((), tuple(temperature))
+        each = zip(self.at(temperature).probability.T, self.truth.T, self.classes, strict=True)
         chosen = [(best_decision(p, t, self.operating_point), name) for p, t, name in each]
-        return Decision(tuple(_or_half(*best, self.split) for best in chosen))
+        return Decision(tuple(_or_half(*best, self.split) for best in chosen), tuple(temperature))
 
     def summary(self, decision: Decision) -> dict[str, float]:
         """Metrics of the ranking, and of the decision."""
@@ -519,7 +523,7 @@ def choose_decision(
     if threshold is None or temperature is None:
         measured = evaluate(trainer, task, data, "val")
         temperature = measured.temperatures() if temperature is None else temperature
-        threshold = measured.choose(task.chosen_by) if threshold is None else threshold
+        threshold = measured.choose(task.chosen_by, temperature) if threshold is None else threshold
     if isinstance(threshold, Decision):
         decision = threshold.at(temperature)
     else:
