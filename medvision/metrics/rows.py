@@ -17,7 +17,7 @@ from medvision.metrics.labels import weighed_labels
 from medvision.metrics.overlap import EMPTY, image_scores, scores, summarise
 
 Floats = NDArray[np.float64]
-LOWER_IS_BETTER = ("brier", "ece", *(name for name in BOUNDARY if name != "nsd"))
+LOWER_IS_BETTER = ("loss", "brier", "ece", *(name for name in BOUNDARY if name != "nsd"))
 
 
 def lower_is_better(metric: str) -> bool:
