@@ -428,9 +428,8 @@ class LabelEvaluation(Evaluation):
             result = []
             for n in numbers:
                 picture, masks = samples[self.ids[n]].read(data.spec.in_channels)
-                said, there = (figures.named(self.classes, values[n]) for values in (decided, self.truth))
-                verdict = there if said == there else f"{there}\nsaid: {said}"
-                result.append(figures.Tile(f"{given[n]:.2f} {verdict}", picture, masks.transpose(2, 0, 1)[:0] > 0))
+                caption = f"{given[n]:.2f} {figures.verdict(self.classes, self.truth[n], decided[n])}"
+                result.append(figures.Tile(caption, picture, masks.transpose(2, 0, 1) > 0))
             return result
 
         spaced = _spaced(order, TILES)

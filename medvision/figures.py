@@ -201,6 +201,12 @@ def plain(text: str, width: int = 1000, most: int = 1) -> str:
     return re.sub("^_", " _", lines.replace("_ ", "_")).replace("$", r"\$")
 
 
+def verdict(classes: Sequence[str], there: NDArray[np.bool_], said: NDArray[np.bool_]) -> str:
+    """The names of the classes that are there, and where others are decided for, on a second line theirs."""
+    of_truth, of_decision = named(classes, there), named(classes, said)
+    return of_truth if of_truth == of_decision else f"{of_truth}\nsaid: {of_decision}"
+
+
 def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, str]]]]) -> None:
     """Draws bar charts: for each panel, of each split, a bar for each class with its length and what stands beside."""
     classes = [[*dict.fromkeys(name for values in splits.values() for name in values)] for splits in panels.values()]
