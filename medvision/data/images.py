@@ -109,8 +109,7 @@ def _decode(member: Member) -> Image.Image:
         unknown = isinstance(error, UnidentifiedImageError)  # which tells of an object in memory
         why = f"of no format that is known, {len(data)} bytes" if unknown else f"{type(error).__name__}: {error}"
         raise MedvisionError(
-            f"{member} cannot be decoded ({why}); "
-            "expected a whole PNG, JPEG, TIFF or BMP: fetch it again"
+            f"{member} cannot be decoded ({why}); expected a whole PNG, JPEG, TIFF or BMP: fetch it again"
         ) from None
     if upright.mode.startswith("I") or upright.mode == "F":
         return _to_8_bits(upright, member)
