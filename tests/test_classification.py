@@ -1,6 +1,7 @@
 """The classification task: mixed batches and their resumption, operating points, what a split says of itself."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from medvision import cli, label_figures
+from medvision import cli, figures, label_figures
 from medvision.build import build
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
@@ -174,6 +175,20 @@ def test_bands_are_those_of_a_loop_over_the_same_resamples():
         drawn = bootstrap.apply(lambda images, at=at: precision(images, at))
         assert pr[:, round(100 * at)] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-9)
     assert (roc[:, -1] == 1).all()
+
+
+def test_the_surest_mistakes_are_named_and_of_the_classes_that_are_mistaken(tmp_path, monkeypatch):
+    probability = np.array([[0.1, 0.36], [0.9, 0.8], [0.9, 0.1]], np.float32)
+    one = LabelEvaluation("test", ("a", "b"), False, tuple("xyz"), probability, np.array([[1, 0]] * 3, bool))
+    samples = [
+        SimpleNamespace(id=i, read=lambda _: (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 0)))) for i in "xyz"
+    ]
+    data, sheets = SimpleNamespace(splits={"test": samples}, spec=SimpleNamespace(in_channels=3)), {}
+    monkeypatch.setattr(figures, "gallery", lambda path, tiles, *_: sheets.update({path.name: tiles}))
+    one.draw(tmp_path / "p.png", None, data, Decision((0.05, 0.3)))
+    every, mistakes = ([tile.caption for tile in sheets[name]] for name in ("p.png", "p_mistakes.png"))
+    assert every == ["x\n0.10 a\nsaid: a + b", "y\n0.20 a\nsaid: a + b", "z\n0.90 a"]
+    assert mistakes == ["y\n0.20 a\nsaid: a + b", "x\n0.64 a\nsaid: a + b"]  # that a is there was said of x
 
 
 def test_confusion_of_one_class_begins_with_its_absence():
