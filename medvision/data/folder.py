@@ -1,8 +1,9 @@
 """A user's own data: a table, or `images/` and `masks/`, or a folder for each class."""
 
 import re
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,7 @@ class ClassFolders(ImageDataModule):
             names = sorted(folders)
             raise MedvisionError(
                 f"{self.spec.name}: folders with images are {names}, data.spec.classes is {list(self.spec.classes)}; "
-                f"if the folders are the classes: data.spec.classes=[{','.join(names)}] data.spec.num_outputs="
-                f"{len(names)}"
+                f"if the folders are the classes: {_typed(names)}"
             )
         self.stray(stray)
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -120,7 +120,7 @@ class Folder(ClassFolders):
                 + (f"masks of {names}" if names else "no masks/<class>/ folders" if folders else "no masks/ folder")
                 + f", data.spec.classes is {list(self.spec.classes)}; expected images/ and masks/, or masks/<class>/ "
                 + "for several classes"
-                + (f": data.spec.classes=[{','.join(names)}] data.spec.num_outputs={len(names)}" if names else "")
+                + (f": {_typed(names)}" if names else "")
                 + (" data.spec.kind=multilabel" if len(names) > 1 else "")
                 + ("" if folders else ". A folder of images for each class is data=folder_labels")
                 + (f". A table is named by data.table={tables[0]}" if tables else "")
@@ -183,6 +183,15 @@ class Folder(ClassFolders):
         if self.spec.kind == "multiclass" and len(names) != 1:
             raise MedvisionError(f"{where}: label {words!r}; expected one of {list(self.spec.classes)}")
         return tuple(sorted(self.spec.classes.index(name) for name in names))
+
+
+def _typed(names: Sequence[str]) -> str:
+    """The overrides for these classes, as a shell and Hydra read them."""
+    classes = f"data.spec.classes=[{','.join(names)}]"
+    if not all(re.fullmatch(r"[\w-]+", name, re.ASCII) for name in names):
+        words = ",".join("'" + name.replace("'", "\\'") + "'" for name in names)
+        classes = shlex.quote(f"data.spec.classes=[{words}]")
+    return f"{classes} data.spec.num_outputs={len(names)}"
 
 
 def _told_apart(splits: Splits) -> Splits:
