@@ -131,7 +131,10 @@ class PlainCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         with path.open("r+b" if path.exists() else "wb") as handle:
             with serialization.patch("save.compute_crc32", False):  # type: ignore[attr-defined]  # torch.load ignores it
-                torch.save(checkpoint, handle)
+                try:
+                    torch.save(checkpoint, handle)
+                except RuntimeError as error:  # torch cannot close the file that it could not write
+                    raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             handle.truncate()
 
 

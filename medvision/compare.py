@@ -79,7 +79,10 @@ def compare_folders(
     from medvision.variants import find_runs, read_run
 
     folders = [folder.expanduser().resolve() for folder in folders]
-    places = [*dict.fromkeys(place for folder in folders for place in find_runs(folder))]
+    there = [find_runs(folder) for folder in folders]
+    places, unfinished = (
+        [*dict.fromkeys(place for of in several for place in of)] for several in zip(*there, strict=True)
+    )
     split = split or ("test" if all(place.results("test").exists() for place in places) else "val")
     runs = []
     for place in places:
@@ -87,7 +90,7 @@ def compare_folders(
         typed = [str(word) for word in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
         runs.append(read_run(place, config, typed, split))
     log.info("comparing %d runs", len(runs))
-    found = compare(runs, split, metrics, baseline, common, resamples)
+    found = compare(runs, split, metrics, baseline, common, resamples, [place.path for place in unfinished])
     beside = folders[0].parent if folders[0] == places[0].path else folders[0]
     output = writable_folder((output or beside / "comparison").expanduser().resolve(), "output=<folder>")
     write(found, output)
@@ -99,13 +102,17 @@ def compare_folders(
 
 
 def write(found: "Comparison", folder: Path) -> None:
-    """Writes `comparison.json`, `.csv` and `.tex`, `ranks.png` and `differences.png`."""
-    from medvision import figures
-    from medvision.comparison_tables import latex, spreadsheet
+    """Writes `comparison.json`, `.csv` and `.tex`; as far as there are any `effects.csv` and `.tex`, and figures."""
+    from medvision import comparison_tables, figures
 
+    for name in ("effects.csv", "effects.tex", "ranks.png", "differences.png"):
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / "comparison.json", found.plain())
-    write_text(folder / "comparison.csv", spreadsheet(found))
-    write_text(folder / "comparison.tex", latex(found))
+    write_text(folder / "comparison.csv", comparison_tables.spreadsheet(found))
+    write_text(folder / "comparison.tex", comparison_tables.latex(found))
+    if found.effects:
+        write_text(folder / "effects.csv", comparison_tables.spreadsheet_of_effects(found))
+        write_text(folder / "effects.tex", comparison_tables.latex_of_effects(found))
     where = f"{found.data}, {found.split}, {found.images} images"
     ranks = {m: {name: of for name, of in values.items() if of} for m, values in found.ranks.items()}
     if panels := {f"{m}: probability of each rank ({where})": of for m, of in ranks.items() if of}:
@@ -137,7 +144,7 @@ def page(found: "Comparison", runs: Sequence["Measured"], images: int) -> str:
 def show(found: "Comparison") -> None:
     """Prints variants, differences, effects of factors, and what a reader has to know."""
     from medvision.comparison_tables import tables
-    from medvision.report import print_rows
+    from medvision.terminal import print_rows
 
     for of_metric in tables(found).values():
         for table in of_metric:

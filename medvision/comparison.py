@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from medvision.metrics import (
     Rows,
     holm,
     interval,
+    limits,
     lower_is_better,
     paired_test,
     rank_probabilities,
     resample,
     two_sided,
 )
-from medvision.variants import Measured, differing, factors_of, grouped, repetitions, settings
+from medvision.variants import Measured, differing, factors_of, grouped, repetitions, settings, together
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +191,7 @@ def compare(
     baseline: str | None = None,
     common: bool = False,
     resamples: int = 10000,
+    unfinished: Sequence[Path] = (),
 ) -> Comparison:
     """Compares runs on the images that all have measured.
 
@@ -199,6 +202,7 @@ def compare(
         baseline: A variant's name, or the name of a run folder in it; None: the first.
         common: Whether to leave out images that not all variants have measured, instead of refusing.
         resamples: Of bootstrap and tests.
+        unfinished: Folders of runs that cannot be compared yet, of which a reader is told.
 
     Raises:
         MedvisionError: If the runs cannot be compared.
@@ -209,9 +213,10 @@ def compare(
     members = grouped([run.config for run in runs])
     names, levels = factors_of(runs, members) if len(members) > 1 else (["all runs"], [{}])
     reference = _baseline(baseline, names, [[runs[n].folder.name for n in of] for of in members])
-    seeds = [repetitions([runs[n] for n in of], name) for of, name in zip(members, names, strict=True)]
+    repeated = [repetitions([runs[n] for n in of], name) for of, name in zip(members, names, strict=True)]
+    seeds = [{seed: together(of_seed) for seed, of_seed in of.items()} for of in repeated]
     ids = _common_ids(seeds, names, common)
-    aligned = [[_at(rows, ids) for rows in of.values()] for of in seeds]
+    aligned = [[rows.of(ids) for rows in of.values()] for of in seeds]
     _require_same_truth(aligned, names)
     units = _units(runs, ids)
     drawn = resample(aligned, metrics, units, resamples)
@@ -222,7 +227,8 @@ def compare(
     configs = differing([settings(runs[of[0]].config) for of in members])
     variants, one = [], np.eye(len(members))
     for g, (of, name) in enumerate(zip(members, names, strict=True)):
-        estimates = {m: _estimate([*seeds[g]], values[m][g], drawn[m].contrast(one[g])) for m in metrics}
+        possible = {m: drawn[m].contrast(one[g]).clip(*limits(m)) for m in metrics}  # luck of few seeds reaches beyond
+        estimates = {m: _estimate([*seeds[g]], values[m][g], possible[m]) for m in metrics}
         config = {key: column[g] for key, column in configs.items()}
         variants.append(Variant(name, levels[g], config, [_described(runs[n], metrics) for n in of], estimates))
     ranks = {}
@@ -243,7 +249,7 @@ def compare(
         differences=_differences(aligned, variants, reference, metrics, drawn, units, resamples),
         ranks=ranks,
         effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
-        warnings=_warnings(runs, split, seeds, names, units),
+        warnings=_warnings(runs, unfinished, split, seeds, names, units),
         ids=ids,
         each={m: dict(zip(names, [_each(of, each_is[m]) for of in aligned], strict=True)) for m in metrics},
         each_is=each_is,
@@ -307,11 +313,6 @@ def _common_ids(seeds: Sequence[Mapping[str, Rows]], names: Sequence[str], commo
     return tuple(sorted(shared))
 
 
-def _at(rows: Rows, ids: Sequence[str]) -> Rows:
-    places = {name: n for n, name in enumerate(rows.ids)}
-    return rows.take([places[name] for name in ids])
-
-
 def _require_same_truth(aligned: Sequence[Sequence[Rows]], names: Sequence[str]) -> None:
     first = aligned[0][0]
     for name, of in zip(names, aligned, strict=True):
@@ -337,6 +338,12 @@ def _estimate(names: Sequence[str], values: Sequence[float], drawn: Floats) -> E
 def _interval(drawn: Floats) -> tuple[float | None, float | None]:
     low, high = (None if math.isnan(bound) else float(bound) for bound in interval(drawn))
     return low, high
+
+
+def _span(metric: str) -> float:
+    """The largest difference that a metric can have."""
+    least, most = limits(metric)
+    return most - least
 
 
 def _described(run: Measured, metrics: Sequence[str]) -> dict[str, Any]:
@@ -372,7 +379,7 @@ def _differences(
     result = []
     for n, ((metric, g), test) in enumerate(zip(pairs, tests, strict=True)):
         value = variants[g].estimates[metric].value - base.estimates[metric].value
-        low, high = _interval(gains[n])
+        low, high = _interval(gains[n].clip(-_span(metric), _span(metric)))
         clear = all(p is not None and p < ALPHA for p in (adjusted[0][n], adjusted[1][n]))
         better = (value < 0) == lower_is_better(metric)
         result.append(
@@ -420,7 +427,7 @@ def _effects(
                     at = {f: t if c else base[f] for f, t, c in zip(factors, to, changed, strict=True)}
                     there = np.array([all(of[f] == level for f, level in at.items()) for of in levels])
                     weights += (-1) ** changed.count(False) * there / there.sum()
-                bounds = _interval(drawn.contrast(weights))
+                bounds = _interval(drawn.contrast(weights).clip(-number * _span(metric), number * _span(metric)))
                 result.append(Effect(metric, factors, to, [base[f] for f in factors], float(means @ weights), *bounds))
     return result
 
@@ -440,6 +447,7 @@ def _each(seeds: Sequence[Rows], metric: str) -> Floats:
 
 def _warnings(
     runs: Sequence[Measured],
+    unfinished: Sequence[Path],
     split: str,
     seeds: Sequence[Mapping[str, Rows]],
     names: Sequence[str],
@@ -447,6 +455,8 @@ def _warnings(
 ) -> list[str]:
     """What a reader has to know to judge the numbers."""
     result = []
+    if unfinished:
+        result.append(f"not finished and left out: {', '.join(folder.name for folder in unfinished)}")
     few = {name: len(of) for name, of in zip(names, seeds, strict=True) if len(of) < FEW_SEEDS}
     if few:
         every = f"each variant has {min(few.values())}"
@@ -462,7 +472,7 @@ def _warnings(
         result.append("the numbers are of the validation split, which also chose epochs and thresholds: they flatter")
     if (number := int(units.max()) + 1) < FEW_UNITS:
         kind = "groups of images" if number < len(units) else "images"
-        result.append(f"{number} {kind} are too few for intervals and tests to be trusted")
+        result.append(f"too few {kind} for intervals and tests to be trusted: {number}")
     if split == "test" and (again := {run.folder.name: run.again for run in runs if run.again}):
         shown = "; ".join(f"{name}: {', '.join(of)}" for name, of in again.items())
         result.append(

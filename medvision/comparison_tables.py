@@ -1,11 +1,13 @@
 """The tables of a comparison: the same cells for the terminal, a page, a spreadsheet and a paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medvision.comparison import Comparison, Difference
+from medvision.comparison import Comparison, Difference, Effect
 from medvision.files import as_csv
 from medvision.metrics import lower_is_better
+
+INTERVAL = r"95\,\% interval"
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ def tables(found: Comparison) -> dict[str, list[Table]]:
             result[metric].append(Table(title, header, rows, words=(0, 1, 8)))
         rows = []
         for e in (e for e in found.effects if e.metric == metric):
-            words = [" x ".join(e.factors), " & ".join(e.levels), " & ".join(e.reference)]
-            rows.append([*words, number(e.value, "+"), interval(e.low, e.high, "+")])
+            rows.append([*_words(e), number(e.value, "+"), interval(e.low, e.high, "+")])
         if rows:
             header = ["factor", "level", "against", "effect", "95 %"]
             result[metric].append(Table(f"{metric}: main effects and interactions", header, rows, words=(0, 1, 2)))
@@ -76,47 +77,98 @@ def spreadsheet(found: Comparison) -> str:
     return as_csv(rows)
 
 
+def spreadsheet_of_effects(found: Comparison) -> str:
+    """A row for each main effect and interaction, as CSV."""
+    rows = [[e.metric, *_words(e), e.value, e.low, e.high] for e in found.effects]
+    return as_csv([["metric", "factor", "level", "against", "effect", "low", "high"], *rows])
+
+
 def latex(found: Comparison) -> str:
-    """A table for a paper that loads booktabs, a block for each metric; the best mean is bold."""
+    """A table for a paper that loads booktabs and graphicx, a block for each metric; the best mean is bold.
+
+    The variants are told by their factors; values below 10 have three digits, others one.
+    """
     tested = {(d.metric, d.variant): d for d in found.differences}
-    lines = [r"\begin{tabular}{lrlrlrr}", r"\toprule"]
-    lines.append(r"variant & mean $\pm$ std & 95\,\% interval & difference & 95\,\% interval & $p_b$ & $p_p$ \\")
+    factors = [*found.variants[0].levels] or ["variant"]
+    blocks: dict[str, list[list[str]]] = {}
     for metric in found.metrics:
-        means = [v.estimates[metric].value for v in found.variants]
+        digits, means = _digits(found, metric), [v.estimates[metric].value for v in found.variants]
         best = min(means) if lower_is_better(metric) else max(means)
-        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{escaped(metric)}}} \\"]
+        rows = blocks[metric] = []
         for v in found.variants:
-            e, d = v.estimates[metric], tested.get((metric, v.name))
-            mean = rf"\textbf{{{e.value:.4f}}}" if e.value == best else f"{e.value:.4f}"
-            mean += "" if e.std is None else rf" $\pm$ {e.std:.4f}"
-            cells = [escaped(v.name), mean, _tex_interval(e.low, e.high), *_tex_difference(d)]
-            lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+            e = v.estimates[metric]
+            mean = f"{e.value:.{digits}f}"
+            mean = rf"\textbf{{{mean}}}" if e.value == best else mean
+            mean += "" if e.std is None else rf" $\pm$ {e.std:.{digits}f}"
+            names = [*v.levels.values()] or [v.name]
+            cells = [mean, _tex_interval(e.low, e.high, digits), *_tex_difference(tested.get((metric, v.name)), digits)]
+            rows.append([*map(escaped, names), *cells])
     seeds = sorted({len(v.estimates[m].seeds) for v in found.variants for m in found.metrics})
     shown = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    baseline = " ".join(found.baseline.split())
     notes = [
-        f"% {found.data}, {found.split}: {found.images} images; seeds: {shown}; differences to {found.baseline}",
-        "% intervals and p_b: hierarchical bootstrap of seeds and images; p_p: paired permutation of images; Holm",
+        f"{found.data}, {found.split}: {found.images} images; seeds: {shown}; differences to {baseline}",
+        "intervals and p_b: hierarchical bootstrap of seeds and images; p_p: paired permutation of images; p by Holm;",
+        "r: matched-pairs rank-biserial correlation",
     ]
-    return "\n".join([*notes, *lines, ""])
+    heads = [*map(escaped, factors), r"mean $\pm$ std", INTERVAL, "difference", INTERVAL, "$p_b$", "$p_p$", "$r$"]
+    return _tabular(notes, "l" * len(factors) + "rlrlrrr", heads, blocks)
 
 
-def _tex_difference(d: Difference | None) -> list[str]:
+def latex_of_effects(found: Comparison) -> str:
+    """A table of main effects and interactions for a paper, as `latex`."""
+    blocks: dict[str, list[list[str]]] = {}
+    for e in found.effects:
+        digits = _digits(found, e.metric)
+        cells = [f"${e.value:+.{digits}f}$", _tex_interval(e.low, e.high, digits, "+")]
+        blocks.setdefault(e.metric, []).append([*map(escaped, _words(e)), *cells])
+    return _tabular(
+        ["intervals: hierarchical bootstrap of seeds and images, not adjusted for their number"],
+        "lllrl",
+        ["factor", "level", "against", "effect", INTERVAL],
+        blocks,
+    )
+
+
+def _words(e: Effect) -> list[str]:
+    return [" x ".join(e.factors), " & ".join(e.levels), " & ".join(e.reference)]
+
+
+def _digits(found: Comparison, metric: str) -> int:
+    return 3 if max(v.estimates[metric].value for v in found.variants) < 10 else 1
+
+
+def _tabular(
+    notes: Sequence[str], columns: str, heads: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]]
+) -> str:
+    """A table of cells that are LaTeX, a block for each metric, below comments; as wide as the text at most."""
+    lines = [*(f"% {note}" for note in notes), r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines.append(" & ".join(heads) + r" \\")
+    for metric, rows in blocks.items():
+        lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{{escaped(metric)}}} \\"]
+        lines += [" & ".join(cells) + r" \\" for cells in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}%", ""])
+
+
+def _tex_difference(d: Difference | None, digits: int) -> list[str]:
     if d is None:
-        return [""] * 4
+        return [""] * 5
     p = [probability(value).replace("<", "$<$") for value in (d.bootstrap_holm, d.permutation_holm)]
-    return [f"${d.value:+.4f}$", _tex_interval(d.low, d.high, "+"), *p]
+    size = "-" if d.rank_biserial is None else f"${d.rank_biserial:+.2f}$"
+    return [f"${d.value:+.{digits}f}$", _tex_interval(d.low, d.high, digits, "+"), *p, size]
 
 
-def _tex_interval(low: float | None, high: float | None, sign: str = "") -> str:
-    return "-" if low is None or high is None else f"$[{low:{sign}.4f}, {high:{sign}.4f}]$"
+def _tex_interval(low: float | None, high: float | None, digits: int, sign: str = "") -> str:
+    return "-" if low is None or high is None else f"$[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]$"
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX prints it."""
-    special = {c: rf"\{c}" for c in "&%$#_{}"}
-    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, c) for c in text)
+    """Text as LaTeX prints it, in one line; letters that are not Latin are for XeLaTeX and LuaLaTeX."""
+    special = {c: rf"\{c}" for c in "&%$#_{}"} | {"[": "{[}"}  # which else is an option of the line before
+    words = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+    special |= {c: rf"\text{word}{{}}" for c, word in words.items()}
+    return "".join(special.get(c, c) for c in " ".join(text.split()))
 
 
 def number(value: float | None, sign: str = "", digits: int = 4) -> str:

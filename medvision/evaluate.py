@@ -188,7 +188,7 @@ def _print(
 
 def _prune(run: "Run", depth: int, split: str) -> dict[str, Any]:
     """Replaces a U-Net++ by its part of a depth; says and returns what that saves."""
-    from medvision.evaluation import step_times
+    from medvision.costs import step_times
     from medvision.models import UNetPP
 
     whole = run.task.model

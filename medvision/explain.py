@@ -41,8 +41,9 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.inputs import require_whole
     from medvision.models import layer_names
     from medvision.prediction import Explainer
-    from medvision.report import print_rows, require_finished
+    from medvision.report import require_finished
     from medvision.runs import RunFolder
+    from medvision.terminal import print_rows
 
     methods = _words(cfg.method)
     require_methods(methods, "method", "activation")

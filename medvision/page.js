@@ -93,18 +93,16 @@ function errors(canvas, base, truth, mask) {
     }
   });
 }
-const storedOf = (image, v, name) => {
-  const at = pictures.metrics.indexOf(name);
-  return at < 0 ? null : image.values[v][at];
-};
+const storedOf = (image, v, s, name) => image.values[v][s]?.[pictures.metrics.indexOf(name)] ?? null;
 const captionOf = (image) =>
   `${image.id}, ${image.original[1]} x ${image.original[0]} pixels, ` +
   `${pictures.by} of the variants apart by ${shown(image.apart)}`;
 // the class on whose masks the variants differ most
 function classOf(image) {
   const spans = pictures.classes.map((name) => {
-    const values = pictures.variants.map((_, v) => storedOf(image, v, `dice_image/${name}`) ?? 0);
-    return Math.max(...values) - Math.min(...values);
+    const values = pictures.variants.map((_, v) => storedOf(image, v, 0, `dice_image/${name}`));
+    const known = values.filter((value) => value !== null);
+    return Math.max(0, Math.max(...known) - Math.min(...known));
   });
   return spans.indexOf(Math.max(...spans));
 }
@@ -115,11 +113,14 @@ const headOf = (v, run) => {
   return head;
 };
 
-// a figure of masks: image and truth, then prediction and errors of each variant
-async function drawMasks(figure, image, k, chosen) {
+// a figure of masks: image and truth, then prediction and errors of each variant that has a seed in that place
+async function drawMasks(figure, image, k, chosen, s) {
   const token = (figure.token = {});
   figure.ariaBusy = "true";
-  const [base, truths, ...answers] = await Promise.all([image.image, image.truth, ...image.answers].map(pixelsOf));
+  const given = image.answers.flatMap((of, v) => (s in of ? [[v, of[s]]] : []));
+  const [base, truths, ...answers] = await Promise.all(
+    [image.image, image.truth, ...given.map(([, answer]) => answer)].map(pixelsOf),
+  );
   if (figure.token !== token) return; // another one was asked for meanwhile
   const several = pictures.classes.length > 1;
   const colours = pictures.colours.classes, colour = colours[k % colours.length];
@@ -130,17 +131,22 @@ async function drawMasks(figure, image, k, chosen) {
   veil(truthful, base, truth, several ? colour : pictures.colours.truth);
   const strip = element("div", { className: "strip" });
   strip.append(element("div", {}, element("div", { className: "head" }, "image, truth"), picture, truthful));
-  answers.forEach((answer, v) => {
-    const run = image.runs[v], threshold = thresholdOf(run, k, chosen);
-    const mask = maskOf(answer, k, image.size, leastStep(threshold));
+  given.forEach(([v], n) => {
+    const run = image.runs[v][s], threshold = thresholdOf(run, k, chosen);
+    const decided = pictures.classes.length + k; // below the steps of probability lie the masks that the run decides for
+    const mask =
+      chosen === null
+        ? maskOf(answers[n], decided, image.size, 128)
+        : maskOf(answers[n], k, image.size, leastStep(threshold));
     const [predicted, wrong] = [canvas("prediction"), canvas("errors")];
     veil(predicted, base, mask, several ? colour : colours[0]);
     errors(wrong, base, truth, mask);
     const name = several ? `dice_image/${pictures.classes[k]}` : "dice_image";
-    const cleaned = pictures.runs[run].cleaned ? ", cleaned" : "";
-    const text = element("div", {}, `threshold ${+threshold.toFixed(4)}: Dice `);
+    const { cleaned } = pictures.runs[run], word = chosen === null ? "cleaned" : "not cleaned";
+    const text = element("div", {}, `threshold ${+threshold.toFixed(4)}${cleaned ? `, ${word}` : ""}: Dice `);
     text.append(element("b", { className: "dice" }, shown(diceOf(overlap(truth, mask)))), " of the picture; ");
-    text.append(element("br"), `stored ${shown(storedOf(image, v, name))} at original size${cleaned}`);
+    text.append(element("br"), `stored ${shown(storedOf(image, v, s, name))} at original size`);
+    if (cleaned) text.append(", cleaned");
     strip.append(element("div", { className: "answer" }, headOf(v, run), predicted, wrong, text));
   });
   const of = several ? `; class ${pictures.classes[k]}` : "";
@@ -155,7 +161,7 @@ const wanted = (run, probability, chosen, only) => {
   const most = Math.max(...probability);
   return probability.map((p, k) => (threshold.length ? p >= threshold[k] : p === most));
 };
-async function drawLabels(figure, image, k, chosen) {
+async function drawLabels(figure, image, k, chosen, s) {
   const place = pictures.every.ids.indexOf(image.id), canvas = element("canvas", { className: "image" });
   const token = (figure.token = {});
   figure.ariaBusy = "true";
@@ -165,8 +171,9 @@ async function drawLabels(figure, image, k, chosen) {
   const there = pictures.classes.filter((_, n) => image.truth[n]).join(" + ") || "none";
   const strip = element("div", { className: "strip" });
   strip.append(element("div", {}, element("div", { className: "head" }, `truth: ${there}`), canvas));
-  pictures.variants.forEach((_, v) => {
-    const run = image.runs[v], probability = pictures.every.probability[v][place];
+  image.runs.forEach((of, v) => {
+    if (!(s in of)) return;
+    const run = of[s], probability = pictures.every.probability[v][s][place];
     const decided = wanted(run, probability, chosen, k);
     const odds = element("div", { className: "odds" });
     pictures.classes.forEach((name, n) => {
@@ -192,11 +199,11 @@ async function drawLabels(figure, image, k, chosen) {
   figure.replaceChildren(element("figcaption", {}, captionOf(image)), strip);
   figure.ariaBusy = "false";
 }
-function ratesOf(v, k, chosen) {
+function ratesOf(v, s, k, chosen) {
   const { truth, probability, runs } = pictures.every;
   let [tp, fp, fn, tn] = [0, 0, 0, 0];
   truth.forEach((there, n) => {
-    const decided = wanted(runs[v][n], probability[v][n], chosen, k)[k];
+    const decided = wanted(runs[v][s][n], probability[v][s][n], chosen, k)[k];
     if (there[k]) decided ? tp++ : fn++;
     else decided ? fp++ : tn++;
   });
@@ -218,7 +225,7 @@ function browse() {
   const labels = pictures.target === "label", draw = labels ? drawLabels : drawMasks;
   const at = (id) => document.getElementById(id);
   const [sort, order, find, list, slider, detail] = ["sort", "order", "find", "list", "threshold", "detail"].map(at);
-  const state = { image: 0, k: 0, threshold: null, descending: true };
+  const state = { image: 0, k: 0, s: 0, threshold: null, descending: true };
 
   sort.append(element("option", { value: "apart" }, `disagreement: range of ${pictures.by} over variants`));
   sort.append(element("option", { value: "id" }, "name"));
@@ -229,11 +236,17 @@ function browse() {
   });
   pictures.classes.forEach((name, k) => at("class").append(element("option", { value: k }, name)));
   at("classes").hidden = pictures.classes.length < 2;
+  const places = Math.max(...pictures.seeds.map((of) => of.length));
+  for (let s = 0; s < places; s++) {
+    const names = new Set(pictures.seeds.flatMap((of) => of[s] ?? [])); // variants may have others
+    at("seed").append(element("option", { value: s }, [...names].join(" / ")));
+  }
+  at("seeds").hidden = places < 2;
 
   const valueOf = (image) => {
     if (sort.value === "apart" || sort.value === "id") return image[sort.value];
     const [v, m] = sort.value.split(" ");
-    return image.values[v][m];
+    return image.values[v][state.s]?.[m] ?? null;
   };
   const options = pictures.images.map((image, n) => {
     const words = element("span", { title: image.id }, element("em", {}, image.id), element("b"));
@@ -243,8 +256,9 @@ function browse() {
     return option;
   });
   let listed = [];
+  const holds = (id) => id.toLowerCase().includes(find.value.toLowerCase());
   const arrange = () => {
-    const found = [...pictures.images.keys()].filter((n) => pictures.images[n].id.includes(find.value));
+    const found = [...pictures.images.keys()].filter((n) => holds(pictures.images[n].id));
     listed = found.sort(byKey((n) => valueOf(pictures.images[n]), state.descending ? -1 : 1));
     for (const n of listed) {
       const value = valueOf(pictures.images[n]);
@@ -267,18 +281,20 @@ function browse() {
   };
   const redraw = () => {
     const image = pictures.images[state.image];
-    const stored = image.runs.map((run) => pictures.runs[run].threshold[state.k]);
+    const there = image.runs.flatMap((of) => of[state.s] ?? []);
+    const stored = there.map((run) => pictures.runs[run].threshold[state.k]);
     if (state.threshold === null && stored[0] !== undefined) slider.value = stored[0];
     const words = stored[0] === undefined ? "the most probable" : stored.map((t) => +t.toFixed(4)).join(" / ");
     at("at").textContent = state.threshold === null ? `stored: ${words}` : state.threshold.toFixed(3);
     at("stored").disabled = state.threshold === null;
     if (labels) rates();
-    return draw(detail, image, state.k, state.threshold);
+    return draw(detail, image, state.k, state.threshold, state.s);
   };
   const rates = () => {
     const head = ["variant", "sensitivity", "specificity", "accuracy", "tp", "fp", "fn", "tn"];
-    const rows = pictures.variants.map((name, v) => {
-      const found = ratesOf(v, state.k, state.threshold);
+    const rows = pictures.variants.flatMap((name, v) => {
+      if (!(state.s in pictures.seeds[v])) return [];
+      const found = ratesOf(v, state.s, state.k, state.threshold);
       const values = head.slice(1).map((word) => shown(found[word], word.length > 2 ? 4 : 0));
       return element("tr", {}, ...[name, ...values].map((text) => element("td", {}, text)));
     });
@@ -309,6 +325,11 @@ function browse() {
     state.k = Number(event.target.value);
     redraw();
   });
+  at("seed").addEventListener("change", (event) => {
+    state.s = Number(event.target.value);
+    arrange();
+    redraw();
+  });
   slider.addEventListener("input", () => move(Number(slider.value)));
   at("stored").addEventListener("click", () => move(null));
   document.querySelector("#browser form").addEventListener("submit", (event) => event.preventDefault());
@@ -329,7 +350,7 @@ function most() {
   for (const image of pictures.images.slice(0, pictures.most)) {
     const figure = element("figure");
     figures.append(figure);
-    draw(figure, image, classOf(image), null);
+    draw(figure, image, classOf(image), null, 0);
   }
 }
 
@@ -337,12 +358,11 @@ if (pictures) {
   const masks = pictures.target === "mask", number = pictures.images.length;
   const cleaned = pictures.runs.some((run) => run.cleaned);
   const note = [
-    "Each variant is shown by its first seed.",
-    masks ? "Dice is that of the picture, which is smaller than the original: beside it stands the stored value." : "",
+    masks ? `Dice is that of the picture, at most ${pictures.side} pixels long: beside it stands the stored value.` : "",
     masks ? `Probabilities are in ${pictures.levels} steps, at the stored temperature.` : "",
-    cleaned ? "Cleaning of masks is part of the stored value and is not drawn." : "",
+    cleaned ? "Masks are cleaned as by the run at the stored threshold, and not at another." : "",
   ].join(" ");
-  document.querySelector("#most .note").textContent = note;
+  document.querySelector("#most .note").textContent = `Each variant is shown by its first seed. ${note}`;
   document.querySelector("#browser .note").textContent =
     (number === pictures.of
       ? `All ${number} images. `

@@ -11,6 +11,7 @@ from medvision import __version__, page_figures
 from medvision.comparison import ALPHA, Comparison
 from medvision.comparison_tables import Table, interval, number, tables
 from medvision.logger import Row
+from medvision.variants import word
 
 PARTS = Path(__file__).parent
 SHORT = 20  # letters that stay in one line
@@ -45,7 +46,7 @@ def render(
         pictured="" if pictures else "hidden",
         runs=_table(_runs(found)),
         configs=_configs(found),
-        commands="\n".join(escape(run["command"]) for variant in found.variants for run in variant.runs),
+        commands=_commands(found),
         version=escape(__version__),
     )
 
@@ -54,19 +55,20 @@ def conclusion(found: Comparison) -> list[str]:
     """What the comparison shows and what it does not, in sentences that follow from the verdicts."""
     if not found.differences:
         return ["There is one variant: nothing is compared, and nothing shown."]
+    seeds = {len(e.seeds) for v in found.variants for e in v.estimates.values()}
+    alone = ", for these trained networks alone" if min(seeds) == 1 else ""
     lines = []
     for metric in found.metrics:
         of = [d for d in found.differences if d.metric == metric]
         for verdict in ("better", "worse"):
             shown = [f"{d.variant} ({number(d.value, '+')}, {interval(d.low, d.high, '+')})" for d in of]
             if shown := [text for text, d in zip(shown, of, strict=True) if d.verdict == verdict]:
-                lines.append(f"{metric}: shown to be {verdict} than {found.baseline}: {'; '.join(shown)}.")
+                lines.append(f"{metric}: shown to be {verdict} than {found.baseline}{alone}: {'; '.join(shown)}.")
         if unclear := [d.variant for d in of if d.verdict == "not shown"]:
             lines.append(
                 f"{metric}: not shown to differ from {found.baseline}: {'; '.join(unclear)}. "
                 f"That does not say that {'they do' if len(unclear) > 1 else 'it does'} not."
             )
-    seeds = {len(e.seeds) for v in found.variants for e in v.estimates.values()}
     lines.append(
         f"Shown means that the bootstrap over seeds and images and the permutation test have p below {ALPHA}, both "
         f"adjusted by Holm over {_count(len(found.differences), 'difference')}, with "
@@ -151,16 +153,20 @@ def _runs(found: Comparison) -> Table:
                 variant.name,
                 *(_shown(run.get(key)) for key in ("seed", "fold", "epoch")),
             ]
-            rows.append([*facts, *(number(run["metrics"][metric]) for metric in found.metrics), run["command"]])
-    header = ["run", "variant", "seed", "fold", "epoch", *found.metrics, "command"]
-    return Table("", header, rows, words=(0, 1, len(header) - 1))
+            rows.append([*facts, *(number(run["metrics"][metric]) for metric in found.metrics)])
+    return Table("", ["run", "variant", "seed", "fold", "epoch", *found.metrics], rows, words=(0, 1))
+
+
+def _commands(found: Comparison) -> str:
+    runs = [run for variant in found.variants for run in variant.runs]
+    return "\n".join(escape(f"# {Path(run['folder']).name}\n{run['command']}") for run in runs)
 
 
 def _configs(found: Comparison) -> str:
     keys = [*found.variants[0].config]
     if not keys:
         return "<p>The configs of the runs do not differ but by seed and fold.</p>"
-    rows = [[key, *(_shown(variant.config[key]) for variant in found.variants)] for key in keys]
+    rows = [[key, *(word(variant.config[key]) for variant in found.variants)] for key in keys]
     header = ["entry", *(variant.name for variant in found.variants)]
     return _table(Table("", header, rows, words=range(len(header))))
 

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -26,19 +26,22 @@ from medvision.prediction import Predictor
 from medvision.runs import RunFolder
 from medvision.selection import samples
 from medvision.spec import DataSpec
-from medvision.variants import Measured
+from medvision.variants import Measured, repetitions, together
 
 SIDE = 192  # pixels of a picture's longer side
 LEVELS = 200  # steps of probability: every threshold of two digits is one
 SIDE_BY_SIDE = 6  # images that are shown without being looked for
 DIGITS = 6
+OF_TRUTH = "probability of the truth"
+WHITE = np.uint8(255)
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A variant as its first seed measured it.
+    """A variant as one of its seeds measured it.
 
     Attributes:
         rows: The results of the N images that are compared.
@@ -48,11 +51,17 @@ class Shown:
     rows: Rows
     run_of: Mapping[str, Measured]
 
+    @classmethod
+    def by(cls, runs: Sequence[Measured], ids: Sequence[str]) -> Self:
+        """Of the runs of one repetition."""
+        return cls(together(runs).of(ids), {image: run for run in runs for image in run.rows.ids})
+
 
 def pictured(found: Comparison, runs: Sequence[Measured], number: int) -> dict[str, Any]:
     """Images with truth and the answers of each variant, and what to sort them by, as JSON takes it.
 
-    Pictures are at most `SIDE` pixels long. Probabilities are those of each run at its temperature, in `LEVELS` steps.
+    Pictures are at most `SIDE` pixels long; those of images that are not longer have the very masks that were measured.
+    Probabilities are those of each run at its temperature, in `LEVELS` steps.
 
     Args:
         found: The comparison.
@@ -63,46 +72,51 @@ def pictured(found: Comparison, runs: Sequence[Measured], number: int) -> dict[s
         MedvisionError: If the data or the weights of a run are not there, or not what they were.
     """
     by_folder = {str(run.folder): run for run in runs}
-    variants = [_of_first_seed([by_folder[of["folder"]] for of in v.runs], found.ids) for v in found.variants]
+    repeated = [repetitions([by_folder[of["folder"]] for of in v.runs], v.name) for v in found.variants]
+    variants = [[Shown.by(of_seed, found.ids) for of_seed in of.values()] for of in repeated]
+    every = [shown for of in variants for shown in of]
     most, others = chosen(found, number)
     ids = [found.ids[n] for n in (*most, *others)]
-    used = [*dict.fromkeys(variant.run_of[image] for variant in variants for image in found.ids)]
-    rows = [variant.rows for variant in variants]
-    pictures, answers = _seen(used, variants, ids, found.split)
-    metrics, table = _values(rows)
+    used = [*dict.fromkeys(shown.run_of[image] for shown in every for image in found.ids)]
+    rows = every[0].rows
+    pictures, answers = _seen(used, every, ids, found.split)
+    metrics = _metrics([shown.rows for shown in every])
+    values = [[_values(shown.rows, metrics) for shown in of] for of in variants]
     apart = disagreement(found).round(DIGITS)
     result: dict[str, Any] = {
         "target": "mask",
-        "classes": rows[0].classes,
+        "classes": rows.classes,
         "levels": LEVELS,
+        "side": SIDE,
         "by": found.each_is[found.metrics[0]],
         "colours": {"truth": figures.TRUTH, "missed": figures.MISSED, "false": figures.FALSE}
         | {"classes": figures.CLASSES},
         "metrics": metrics,
         "variants": [variant.name for variant in found.variants],
+        "seeds": [[*of] for of in repeated],
         "runs": [_described(run) for run in used],
         "images": [
             {
                 "id": image,
                 "apart": float(apart[n]),
                 **pictures[image],
-                "values": _plain(table[:, :, n]),
-                "runs": [used.index(variant.run_of[image]) for variant in variants],
-                "answers": [answers.get((variant.run_of[image].folder, image)) for variant in variants],
+                "values": [[_plain(of_seed[:, n]) for of_seed in of] for of in values],
+                "runs": [[used.index(shown.run_of[image]) for shown in of] for of in variants],
+                "answers": [[answers.get((shown.run_of[image].folder, image)) for shown in of] for of in variants],
             }
             for n, image in zip((*most, *others), ids, strict=True)
         ],
         "most": sum(bool(apart[n] > 0) for n in most[:SIDE_BY_SIDE]),
         "of": found.images,
     }
-    if isinstance(rows[0], MaskRows):
-        return result | {"empty": _plain(np.array(rows[0].empty))}
+    if isinstance(rows, MaskRows):
+        return result | {"empty": _plain(np.array(rows.empty))}
     result["target"] = "label"
     result["every"] = {
         "ids": found.ids,
-        "truth": rows[0].truth.astype(int).tolist(),
-        "probability": [of.probability.tolist() for of in rows if isinstance(of, LabelRows)],
-        "runs": [[used.index(variant.run_of[image]) for image in found.ids] for variant in variants],
+        "truth": rows.truth.astype(int).tolist(),
+        "probability": [[s.rows.probability.tolist() for s in of if isinstance(s.rows, LabelRows)] for of in variants],
+        "runs": [[[used.index(shown.run_of[image]) for image in found.ids] for shown in of] for of in variants],
     }
     return result
 
@@ -134,37 +148,30 @@ def chosen(found: Comparison, number: int) -> tuple[list[int], list[int]]:
     return most, [rest[n] for n in evenly]
 
 
-def levels(probability: NDArray[np.float32], size: Sequence[int]) -> Pixels:
-    """Probabilities (K, H, W) as one picture (K * height, width, 1), one below the other, in `LEVELS` steps.
-
-    They are rounded down: where a probability is at least a threshold of two digits, so is its step.
-    """
+def resized(probability: Floats32, size: Sequence[int]) -> Floats32:
+    """Probabilities (K, H, W) at the size (height, width) of a picture."""
     height, width = size
     smaller = height <= probability.shape[1] and width <= probability.shape[2]
     method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    planes = [cv2.resize(plane, (width, height), interpolation=method) for plane in probability]
-    steps = np.floor(np.concatenate(planes).astype(np.float64) * LEVELS + 1e-4)  # 0.29 of 32 bits is a bit less
-    return np.asarray(steps.clip(0, LEVELS), np.uint8)[..., None]
+    return np.stack([cv2.resize(plane, (width, height), interpolation=method) for plane in probability])
 
 
-def _of_first_seed(runs: Sequence[Measured], ids: Sequence[str]) -> Shown:
-    """The results of the runs that differ from the first by fold alone; of each image those of the first that has."""
-    run_of: dict[str, Measured] = {}
-    parts = []
-    for run in runs:
-        if {**run.repetition, "fold": None} == {**runs[0].repetition, "fold": None}:
-            new = [n for n, image in enumerate(run.rows.ids) if image not in run_of]
-            run_of |= dict.fromkeys((run.rows.ids[n] for n in new), run)
-            parts.append(run.rows.take(new))
-    rows = parts[0].and_of(*parts[1:])
-    places = {image: n for n, image in enumerate(rows.ids)}
-    return Shown(rows.take([places[image] for image in ids]), run_of)
+def levels(probability: Floats32) -> Pixels:
+    """Probabilities in `LEVELS` steps.
+
+    They are rounded down: where a probability is at least a threshold of two digits, so is its step.
+    """
+    steps = np.floor(probability.astype(np.float64) * LEVELS + 1e-4)  # 0.29 of 32 bits is a bit less
+    return np.asarray(steps.clip(0, LEVELS), np.uint8)
 
 
 def _seen(
     used: Sequence[Measured], variants: Sequence[Shown], ids: Sequence[str], split: str
 ) -> tuple[dict[str, dict[str, Any]], dict[tuple[Path, str], str]]:
-    """The picture of each image, and what each run answers to its images; labels have that among the results."""
+    """The picture of each image, and what each run answers to its images; labels have that among the results.
+
+    An answer to an image of masks is the steps of probability of each class, then the mask that the run decides for.
+    """
     work = [(run, [i for i in ids if any(of.run_of[i] is run for of in variants)]) for run in used]
     reader, answers = _Reader(), {}
     with tqdm(total=sum(len(of) for _, of in work), desc="images of the page", disable=None, leave=False) as progress:
@@ -180,8 +187,9 @@ def _seen(
             for image in wanted:
                 pixels = reader(there[image], loaded.data.spec)
                 if predictor is not None:
-                    size = reader.pictures[image]["size"]
-                    answers[run.folder, image] = _encoded(levels(predictor(pixels, image), size), "PNG")
+                    probability = resized(predictor(pixels, image), reader.pictures[image]["size"])
+                    decided = loaded.decision.masks(probability)
+                    answers[run.folder, image] = _encoded(_stacked([*levels(probability), *decided * WHITE]), "PNG")
                 progress.update()
     return reader.pictures, answers
 
@@ -194,13 +202,14 @@ class _Reader:
         self._read: dict[tuple[str, int, tuple[int, int]], Pixels] = {}
 
     def __call__(self, sample: Sample, spec: DataSpec) -> Pixels:
-        """The image at network size."""
+        """The image at network size, or where its picture is as large as itself, as it is."""
         key = sample.id, spec.in_channels, spec.image_size
         if key not in self._read:
             image, masks = sample.read(spec.in_channels)
-            self._read[key] = resize_image(image, spec.image_size)
             if sample.id not in self.pictures:
                 self.pictures[sample.id] = _picture(sample, image, masks, spec)
+            whole = max(image.shape[:2]) <= SIDE
+            self._read[key] = image if whole else resize_image(image, spec.image_size)
         return self._read[key]
 
 
@@ -211,8 +220,13 @@ def _picture(sample: Sample, image: Pixels, masks: Pixels, spec: DataSpec) -> di
     shown = {"size": [*size], "original": [height, width], "image": _encoded(resize_image(image, size), "JPEG")}
     if spec.target == "label":
         return shown | {"truth": [k in sample.labels for k in range(len(spec.classes))]}
-    truth = np.concatenate([resize_mask(masks[..., k] > 0, size) for k in range(masks.shape[2])])
-    return shown | {"truth": _encoded(truth.astype(np.uint8)[..., None] * np.uint8(255), "PNG")}
+    truth = [resize_mask(masks[..., k] > 0, size) * WHITE for k in range(masks.shape[2])]
+    return shown | {"truth": _encoded(_stacked(truth), "PNG")}
+
+
+def _stacked(planes: Sequence[Pixels]) -> Pixels:
+    """Planes (H, W) as one picture, one below the other."""
+    return np.concatenate(planes)[..., None]
 
 
 def _encoded(pixels: Pixels, kind: str) -> str:
@@ -223,18 +237,20 @@ def _encoded(pixels: Pixels, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _values(rows: Sequence[Rows]) -> tuple[list[str], Floats]:
-    """What images can be sorted by, and the values (V, M, N) of the variants; of labels first that of the truth."""
+def _metrics(rows: Sequence[Rows]) -> list[str]:
+    """What images can be sorted by: the metrics of images that all have, of labels first that of the truth."""
     known = [of.summary() for of in rows]
+    of_truth = [OF_TRUTH] if isinstance(rows[0], LabelRows) else []
     names = [name for name in known[0] if all(name in of for of in known)]
-    of_images = [name for name in names if rows[0].each(name) is not None]
-    table = [[of.each(name) for name in of_images] for of in rows]
-    if isinstance(rows[0], LabelRows):
-        of_images = ["probability of the truth", *of_images]
-        for of, columns in zip(rows, table, strict=True):
-            assert isinstance(of, LabelRows)
-            columns.insert(0, np.where(of.there, of.probability, 1 - of.probability).min(1))
-    return of_images, np.array(table, np.float64)
+    return of_truth + [name for name in names if rows[0].each(name) is not None]
+
+
+def _values(rows: Rows, metrics: Sequence[str]) -> Floats:
+    """These metrics of each image, (M, N)."""
+    of_truth = []
+    if isinstance(rows, LabelRows):
+        of_truth = [np.where(rows.there, rows.probability, 1 - rows.probability).min(1)]
+    return np.array([*of_truth, *(rows.each(name) for name in metrics if name != OF_TRUTH)], np.float64)
 
 
 def _plain(values: Floats) -> Any:

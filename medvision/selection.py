@@ -196,7 +196,5 @@ class Artist:
         return np.array([k in sample.labels for k in range(len(self.spec.classes))])
 
     def _verdict(self, sample: Sample, probability: NDArray[np.float32]) -> str:
-        """The classes that are there, and if others are decided for, on a second line which."""
-        values = (self._truth(sample), decide(probability[None], self.decision.threshold)[0])
-        there, said = (figures.named(self.spec.classes, flags) for flags in values)
-        return there if said == there else f"{there}\nsaid: {said}"
+        decided = decide(probability[None], self.decision.threshold)[0]
+        return figures.verdict(self.spec.classes, self._truth(sample), decided)

@@ -1,6 +1,7 @@
 """`python -m medvision.train model=unetv2 data=isic2017`: from an archive to an evaluated run."""
 
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from medvision import cli, sweep
 from medvision.configs import COUNTED, changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
 from medvision.files import end_with_parent, locked, read_json
-from medvision.jobs import quoted
+from medvision.jobs import resume_command
 from medvision.runs import RunFolder
+from medvision.terminal import print_rows
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -40,13 +42,8 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
         return
     if cfg.check:
         raise MedvisionError("check=true goes with repeat=<folder>, of which it says what has changed since")
-    made = not folder.exists()
-    place = prepare(cfg, folder, overrides)
-    try:
+    with _prepared(cfg, folder, overrides) as place:
         begun = _begun(place)
-    except BaseException:
-        shutil.rmtree(place.path if made else place.config.parent)  # refused: as if nothing had been asked
-        raise
     execute(*begun)
 
 
@@ -83,7 +80,7 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
         MedvisionError: If there is no finished run, other values were asked for, or nothing has changed that is known
             to matter, and the results still differ.
     """
-    from medvision.report import print_rows, require_finished
+    from medvision.report import require_finished
 
     place = RunFolder(folder.expanduser().resolve())
     cfg = load_config(place)
@@ -93,21 +90,15 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
         raise MedvisionError(f"repeat={folder} has the config of that run; leave out {' '.join(typed)}")
     if not any(o.startswith("hydra.run.dir=") for o in overrides):
         again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    new = prepare(cfg, again, _typed(place))
-    try:
+    with _prepared(cfg, again, _typed(place), keep=not check) as new:
         begun = _begun(new)
         changed = _changed_since(place, begun[0])
-        exact = begun[1][0].strategy.root_device.type == "cpu" or bool(cfg.trainer.deterministic)
-    except BaseException:
-        shutil.rmtree(new.path)
-        raise
-    if not exact:
-        changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
-    for text in changed:
-        log.info("%s", text)
-    log.info("%s", "it may come out differently" if changed else "nothing has changed: it will be the same run")
+        if not (begun[1][0].strategy.root_device.type == "cpu" or cfg.trainer.deterministic):
+            changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
+        for text in changed:
+            log.info("%s", text)
+        log.info("%s", "it may come out differently" if changed else "nothing has changed: it will be the same run")
     if check:
-        shutil.rmtree(new.path)
         return
     execute(*begun)
     rows = _compared(place, new)
@@ -155,6 +146,20 @@ def _typed(place: RunFolder) -> list[str]:
     return [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
 
 
+@contextmanager
+def _prepared(cfg: DictConfig, folder: Path, overrides: Sequence[str], keep: bool = True) -> Iterator[RunFolder]:
+    """A prepared run folder; after a refusal, or if it is not to be kept, all is as if nothing had been asked."""
+    made = not folder.expanduser().exists()
+    place = prepare(cfg, folder, overrides)
+    kept = False
+    try:
+        yield place
+        kept = keep
+    finally:
+        if not kept:
+            shutil.rmtree(place.path if made else place.config.parent)
+
+
 def _begun(place: RunFolder) -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images.
 
@@ -194,7 +199,8 @@ def execute(run: "Run", training: "Training") -> None:
     if cli.RANK:
         fit(run, training, place)
         return
-    with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
+    busy = f"{place.path} is being trained by another process; wait for it or stop it"
+    with locked(place.lock, busy), _interruptible(place):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
         elif place.pruned.exists():
@@ -226,13 +232,13 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     """The part of a training that each of its processes has.
 
     Raises:
-        MedvisionError: If it is interrupted, or another of its processes has ended.
+        MedvisionError: If another of its processes has ended.
     """
     from torch import distributed
 
     trainer, _ = training
     if trainer.world_size > 1:
-        sys.argv[1:] = [f"resume={quoted(place.path)}"]  # with which Lightning starts the other processes
+        sys.argv[1:] = resume_command(place.path)[2:]  # with which Lightning starts the other processes
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)
@@ -241,8 +247,6 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     except RuntimeError as error:
         _blame(trainer, error)
         raise
-    if trainer.interrupted:
-        raise MedvisionError(f"interrupted; go on with python -m medvision.train resume={place.path}")
     if distributed.is_initialized():
         distributed.destroy_process_group()  # the first process measures alone
 
@@ -273,6 +277,16 @@ def _origins(place: "RunFolder") -> "list[RunFolder]":
 
 def _composed(overrides: Sequence[str]) -> object:
     return OmegaConf.to_container(cli.compose("train", overrides))
+
+
+@contextmanager
+def _interruptible(place: RunFolder) -> Iterator[None]:
+    """Says after an interrupt, which Lightning answers by leaving, how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        command = shlex.join(["python", *resume_command(place.path)])
+        raise MedvisionError(f"interrupted; go on with: {command}") from None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from medvision.files import read_json
 from medvision.metrics import BOUNDARY, COUNTS, EMPTY, LabelRows, MaskRows, Rows
 from medvision.runs import RunFolder
 
-log = logging.getLogger(__name__)
-
 REPETITIONS = ("seed", "split_seed", "fold")
 """Entries, wherever they stand, that repeat a training and do not make another variant."""
-NO_MATTER = (*OF_A_COMMAND, "paths", "logger", "data.num_workers", "trainer.enable_progress_bar")
+NO_MATTER = (
+    *(*OF_A_COMMAND, "paths", "logger", "test", "data.num_workers", "trainer.enable_progress_bar"),
+    *("callbacks.pictures", "callbacks.explain"),
+)
+"""Entries that move no number of a training."""
 ABSENT = "-"
 
 Config = Mapping[str, Any]
@@ -63,26 +64,24 @@ class Measured:
         return {name: value for name, value in found.items() if name == "seed" or value}
 
 
-def find_runs(folder: Path) -> list[RunFolder]:
-    """The run in a folder, or all finished ones below it, as jobs of a sweep, 2 before 10.
+def find_runs(folder: Path) -> tuple[list[RunFolder], list[RunFolder]]:
+    """The run in a folder, or all below it, as jobs of a sweep, 2 before 10: finished ones and the others.
 
     Raises:
-        MedvisionError: If there is none.
+        MedvisionError: If there is no finished one.
     """
     if RunFolder(folder).config.exists():
         if not RunFolder(folder).metrics.exists():
             raise MedvisionError(f"{folder} is not finished; go on with python -m medvision.train resume={folder}")
-        return [RunFolder(folder)]
+        return [RunFolder(folder)], []
     found = [RunFolder(config.parents[1]) for config in folder.rglob(".hydra/config.yaml")]
     found.sort(key=lambda place: [(len(part) * part.isdigit(), part) for part in place.path.parts])
     finished = [place for place in found if place.metrics.exists()]
-    if missing := [place.path.name for place in found if place not in finished]:
-        log.warning("%s: not finished and left out: %s", folder, ", ".join(missing))
     if not finished:
         raise MedvisionError(
             f"{folder} holds no finished run; expected a run folder or a folder of them, as of a sweep"
         )
-    return finished
+    return finished, [place for place in found if place not in finished]
 
 
 def read_run(place: RunFolder, config: Config, typed: Sequence[str], split: str) -> Measured:
@@ -138,7 +137,7 @@ def differences(configs: Sequence[Any]) -> list[list[str]]:
     """
     columns = differing([dict(_leaves(config)) for config in configs])
     return [
-        [f"{key}={column[n]}" for key, column in columns.items() if column[n] is not ABSENT]
+        [f"{key}={word(column[n])}" for key, column in columns.items() if column[n] is not ABSENT]
         for n in range(len(configs))
     ]
 
@@ -209,7 +208,7 @@ def factors_of(runs: Sequence[Measured], members: Sequence[Sequence[int]]) -> tu
     flat, short = [said[of[0]] for of in members], [typed[of[0]] for of in members]
     apart = len({json.dumps(of) for of in flat}) == len(flat)
     if not apart or any(said[n] != flat[g] for g, of in enumerate(members) for n in of):
-        short = flat = [{key: str(value) for key, value in settings(runs[of[0]].config).items()} for of in members]
+        short = flat = [{key: word(value) for key, value in settings(runs[of[0]].config).items()} for of in members]
     columns = differing(flat)
     factors: dict[tuple[int, ...], list[str]] = {}
     for key, column in columns.items():
@@ -235,11 +234,24 @@ def _level(config: Config, typed: Mapping[str, str], key: str) -> str:
         if not isinstance(node, dict) or part not in node:
             return typed.get(key, ABSENT)
         node = node[part]
-    return typed.get(key, "default") if isinstance(node, dict) else str(node)
+    return typed.get(key, "default") if isinstance(node, dict) else word(node)
 
 
-def repetitions(runs: Sequence[Measured], name: str) -> dict[str, Rows]:
-    """The results of each repetition; folds that share no image are together one."""
+def word(value: Any) -> str:
+    """A value as it is typed."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def repetitions(runs: Sequence[Measured], name: str) -> dict[str, list[Measured]]:
+    """The runs of each repetition; folds that share no image are together one.
+
+    Args:
+        runs: Those of a variant.
+        name: The variant's.
+
+    Raises:
+        MedvisionError: If two are the same training, or folds share a part of their images.
+    """
     by_repetition: dict[str, Measured] = {}
     for run in runs:
         key = json.dumps(run.repetition)
@@ -252,19 +264,24 @@ def repetitions(runs: Sequence[Measured], name: str) -> dict[str, Rows]:
     of_seed: dict[str, list[Measured]] = {}
     for run in runs:
         of_seed.setdefault(_shown(run.repetition | {"fold": None}), []).append(run)
-    result: dict[str, Rows] = {}
+    result: dict[str, list[Measured]] = {}
     for seed, folds in of_seed.items():
         images = [set(run.rows.ids) for run in folds]
         if sum(map(len, images)) == len(set().union(*images)):
-            result[seed] = folds[0].rows.and_of(*(run.rows for run in folds[1:]))
+            result[seed] = folds
         elif all(of == images[0] for of in images):
-            result |= {_shown(run.repetition): run.rows for run in folds}
+            result |= {_shown(run.repetition): [run] for run in folds}
         else:
             raise MedvisionError(
                 f"{name}, {seed}: its folds ({', '.join(run.folder.name for run in folds)}) have measured some images "
                 "in common and others not; leave out what is no fold of one cross-validation"
             )
     return result
+
+
+def together(runs: Sequence[Measured]) -> Rows:
+    """The results of runs that have measured different images, one after the other."""
+    return runs[0].rows.and_of(*(run.rows for run in runs[1:]))
 
 
 def _shown(repetition: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 import csv
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from PIL import Image
 
 from medvision import cli
 from medvision.compare import start
-from medvision.comparison_tables import escaped
+from medvision.comparison import Estimate, Variant
+from medvision.comparison_tables import escaped, latex
 from medvision.errors import MedvisionError
 
 
@@ -49,6 +52,8 @@ def test_a_sweep_is_compared_and_written(sweep, capsys):
         "comparison.json",
         "comparison.tex",
         "differences.png",
+        "effects.csv",
+        "effects.tex",
         "ranks.png",
         "report.html",
     ]
@@ -75,6 +80,13 @@ def test_a_sweep_is_compared_and_written(sweep, capsys):
     assert (folder / "comparison.json").read_bytes() == again
 
 
+def test_what_is_not_finished_is_told(sweep, caplog):
+    (sweep / "11" / "metrics.json").unlink()
+    compare(f"run={sweep},{sweep / '3'}", "resamples=100")
+    assert "not finished and left out: 11" in caplog.text
+    assert "not finished and left out: 11" in (sweep / "comparison" / "report.html").read_text()
+
+
 def test_runs_by_name_with_a_baseline_and_a_folder(sweep, tmp_path, capsys):
     names = ",".join(str(sweep / job) for job in ("0", "1", "6"))
     compare(f"run={names}", "resamples=100", "baseline=6", f"output={tmp_path / 'o'}")
@@ -89,19 +101,53 @@ def test_the_table_for_a_paper(sweep, tmp_path):
     compare(f"run={sweep}", "resamples=200", f"output={tmp_path}")
     lines = (tmp_path / "comparison.tex").read_text().splitlines()
     assert lines[0].startswith("% tiny, test: 15 images; seeds: 3; differences to model.block=plain")
-    assert lines[2:4] == [r"\begin{tabular}{lrlrlrr}", r"\toprule"] and lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
-    body = lines[4:-2]
+    assert lines[4:6] == [r"\begin{tabular}{llrlrlrrr}", r"\toprule"]
+    assert lines[3].startswith(r"\resizebox{") and lines[-2:] == [r"\bottomrule", r"\end{tabular}}%"]
+    body = lines[6:-2]
     rows = [line for line in body if " & " in line]
-    assert len(rows) == 5 and all(row.count("&") == 6 and row.endswith(r"\\") for row in rows)
-    assert sum(r"\textbf" in row for row in rows) == 1 and r"\multicolumn{7}{l}{jaccard\_image} \\" in body
+    assert rows[0].startswith(r"model.block & optimizer.lr & mean $\pm$ std & 95\,\% interval & difference")
+    assert len(rows) == 5 and all(row.count("&") == 8 and row.endswith(r"\\") for row in rows)
+    assert sum(r"\textbf" in row for row in rows) == 1 and r"\multicolumn{9}{l}{jaccard\_image} \\" in body
     best = next(row for row in rows if r"\textbf" in row)
-    assert best.startswith("model.block=dense") and r"$\pm$" in best and "$+0.1" in best
+    assert best.startswith("dense & 0.") and re.search(r"\\textbf{0\.\d{3}} \$\\pm\$ 0\.\d{3} & \$\[0", best)
+    assert "$+0.1" in best and best.endswith(r"& $+1.00$ \\")
+
+
+def test_the_table_of_effects_for_a_paper(sweep, tmp_path):
+    compare(f"run={sweep}", "resamples=200", f"output={tmp_path}")
+    lines = (tmp_path / "effects.tex").read_text().splitlines()
+    rows = [line for line in lines if " & " in line]
+    assert lines[2] == r"\begin{tabular}{lllrl}" and len(rows) == 4 and all(row.count(" & ") == 4 for row in rows)
+    assert rows[1].startswith("model.block & dense & plain & $+0.1")
+    assert rows[3].startswith(r"model.block x optimizer.lr & dense \& 0.2 & plain \& 0.1 & $")
+    effects = json.loads((tmp_path / "comparison.json").read_text())["effects"]
+    with (tmp_path / "effects.csv").open() as handle:
+        found = [*csv.DictReader(handle)]
+    assert [float(row["effect"]) for row in found] == [effect["value"] for effect in effects]
+    words = [found[2][name] for name in ("factor", "level", "against")]
+    assert words == ["model.block x optimizer.lr", "dense & 0.2", "plain & 0.1"]
+    compare(f"run={sweep / '0'}", "resamples=200", f"output={tmp_path}")  # of one variant
+    assert not {"effects.tex", "effects.csv", "differences.png"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_values_above_ten_have_one_digit():
+    estimates = {name: {"hd95": Estimate(value, 1.25, 0.0, 30.06, {})} for name, value in (("a", 31.4339), ("b", 9.9))}
+    variants = [Variant(f"m={name}", {"m": name}, {}, [], of) for name, of in estimates.items()]
+    found = SimpleNamespace(metrics=["hd95"], variants=variants, differences=[], data="d", split="test", images=2)
+    found.baseline = "m=a"
+    rows = [line for line in latex(found).splitlines() if line.startswith(("a", "b"))]
+    assert rows == [
+        r"a & 31.4 $\pm$ 1.2 & $[0.0, 30.1]$ &  &  &  &  &  \\",
+        r"b & \textbf{9.9} $\pm$ 1.2 & $[0.0, 30.1]$ &  &  &  &  &  \\",
+    ]
 
 
 def test_letters_that_latex_reads_otherwise():
     assert escaped(r"a_b 50% {x} ~^ \d #1 $ &") == (
         r"a\_b 50\% \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}d \#1 \$ \&"
     )
+    assert escaped("[32,48]") == "{[}32,48]"  # begins a row
+    assert escaped("<a|b>\n\nc") == r"\textless{}a\textbar{}b\textgreater{} c"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,14 @@ def test_lower_is_better_for_brier(run):
     assert compare(runs, "test", resamples=200).metrics == ["auroc"]
 
 
+def test_intervals_end_where_a_metric_does(run):
+    lucky = {("plain", 1): 0.3, ("plain", 2): -0.3, ("dense", 1): -0.3, ("dense", 2): 0.3}
+    runs = [run(block, seed, masks(seed, gain)) for (block, seed), gain in lucky.items()]
+    found = compare(runs, "test", resamples=500)
+    plain, difference = found.variants[0].estimates["jaccard_image"], found.differences[0]
+    assert (plain.low, plain.high) == (0, 1) and -1 <= difference.low < -0.9 and 0.9 < difference.high <= 1
+
+
 def test_groups_of_images_are_one_unit(run):
     groups = [f"p{n % 6}" for n in range(IMAGES)]
     runs = [run("plain", groups=groups), run("dense", groups=groups)]
@@ -152,7 +160,9 @@ def test_groups_of_images_are_one_unit(run):
     assert found.differences[0].wilcoxon == 2 / 2**6 == found.differences[0].permutation  # the least that six allow
     alone = compare([run(b, name=f"{b}_alone") for b in ("plain", "dense")], "test", resamples=500)
     assert alone.groups is None and alone.differences[0].wilcoxon < 1e-4
-    assert any("6 groups of images are too few" in warning for warning in found.warnings)
+    assert any(
+        "too few groups of images for intervals and tests to be trusted: 6" in warning for warning in found.warnings
+    )
 
 
 def test_folds_of_a_cross_validation_are_one_measurement(run):

@@ -504,7 +504,8 @@ def test_options_without_a_meaning_are_refused(options, message, spec):
 )
 def test_the_threshold_is_chosen_as_the_epoch_unless_it_is_said_otherwise(monitor, by, chosen_by, spec):
     loss, optimizer = SegmentationLoss({"bce": 1}), partial(torch.optim.SGD)
-    task = SegmentationTask(Darkness(), loss, optimizer, None, spec("multilabel"), monitor, threshold_by=by, mode="max")
+    mode = "min" if monitor == "val/loss" else "max"
+    task = SegmentationTask(Darkness(), loss, optimizer, None, spec("multilabel"), monitor, mode, threshold_by=by)
     assert task.chosen_by == chosen_by
 
 
@@ -611,6 +612,19 @@ def test_labels_have_a_temperature(exclusive):
         for e, d in ((evaluation, decision), (after, decision.at(found)))
     ]
     assert decisions[0] == decisions[1]
+
+
+def test_thresholds_of_labels_are_chosen_at_the_temperature():
+    """So low a temperature makes 0 and 1 of most probabilities; what is chosen parts what is left as well as can be."""
+    probability = np.array([[0.2], [0.30], [0.31], [0.6], [0.9]], np.float32)
+    truth = np.array([[0], [0], [1], [1], [1]], bool)
+    evaluation = LabelEvaluation("val", ("a",), False, tuple("vwxyz"), probability, truth)
+    for temperature in ((), (0.5,), (0.01,)):
+        decision = evaluation.choose("accuracy", temperature)
+        assert decision.temperature == temperature
+        assert evaluation.at(temperature).summary(decision)["accuracy"] == 1
+    saturated = evaluation.choose("accuracy", (1e-4,))  # below 0.5 all is 0
+    assert evaluation.at((1e-4,)).summary(saturated)["accuracy"] == pytest.approx(4 / 5)
 
 
 def test_no_best_temperature_is_1_and_says_so(caplog):

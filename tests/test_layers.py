@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
-    {"errors"},
+    {"errors", "terminal"},
     {"spec", "files"},
     {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
-    {"figures", "label_figures", "postprocess", "inputs"},
-    {"decision", "study_figures"},
+    {"figures", "postprocess", "inputs"},
+    {"decision", "label_figures", "study_figures"},
     {"tasks", "explanation", "trust"},
     {"callbacks", "pruning"},
     {"evaluation", "runs", "verification", "prediction"},

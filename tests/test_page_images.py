@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from medvision import page_images
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.metrics import GRID, LabelRows
-from medvision.page_images import chosen, disagreement, levels, pictured
+from medvision.metrics import GRID, LabelRows, MaskRows
+from medvision.page_images import chosen, disagreement, levels, pictured, resized
+from medvision.postprocess import Cleaning
 from medvision.variants import Measured
 
 CLASSES = ("ants", "bees")
@@ -22,7 +24,7 @@ def compared(each, metric="dice_image", **more):
     number = len(next(iter(each.values())))
     values = {name: np.array(of, float) for name, of in each.items()}
     facts = {"metrics": [metric], "each": {metric: values}, "each_is": {metric: metric}, "images": number}
-    return SimpleNamespace(ids=tuple(f"i{n:02d}" for n in range(number)), **facts, **more)
+    return SimpleNamespace(**{"ids": tuple(f"i{n:02d}" for n in range(number)), **facts, **more})
 
 
 def test_half_are_those_that_variants_disagree_on():
@@ -56,12 +58,12 @@ def test_levels_decide_as_probabilities_do():
     rng = np.random.default_rng(1)
     probability = rng.uniform(0, 1, (2, 30, 40)).astype(np.float32)
     probability[0].flat[: len(GRID)] = GRID  # exactly the threshold is above it
-    stacked = levels(probability, (30, 40))
-    assert stacked.shape == (60, 40, 1) and stacked.dtype == np.uint8 and stacked.max() <= 200
+    steps = levels(resized(probability, (30, 40)))
+    assert steps.shape == (2, 30, 40) and steps.dtype == np.uint8 and steps.max() <= 200
     for threshold in GRID:
-        mask = stacked[..., 0].reshape(2, 30, 40) >= float(f"{threshold:.2f}") * 200 - 1e-6
+        mask = steps >= float(f"{threshold:.2f}") * 200 - 1e-6
         np.testing.assert_array_equal(mask, probability >= threshold)
-    assert levels(np.full((1, 4, 4), 1, np.float32), (9, 7)).tolist() == np.full((9, 7, 1), 200).tolist()
+    assert levels(resized(np.full((1, 4, 4), 1, np.float32), (9, 7))).tolist() == np.full((1, 9, 7), 200).tolist()
 
 
 class Picture:
@@ -97,7 +99,7 @@ def folds(tmp_path, monkeypatch, spec):
     runs = [
         labelled(tmp_path / "a0", ids[:5], first[:5]),
         labelled(tmp_path / "a1", ids[5:], first[5:], fold=1),
-        labelled(tmp_path / "again", ids[:5], 1 - first[:5], seed=2),
+        labelled(tmp_path / "again", ids, 1 - first, seed=2),
         labelled(tmp_path / "b", ids, second),
     ]
     samples = {name: Picture(name, int(name[1:]) % 2) for name in ids}
@@ -118,24 +120,57 @@ def test_each_image_is_shown_by_the_run_that_measured_it(folds):
     found, runs, samples, loaded, probability = folds
     result = pictured(found, runs, 10)
     json.dumps(result, allow_nan=False)
-    assert [run["name"] for run in result["runs"]] == ["a0", "a1", "b"]
+    assert [run["name"] for run in result["runs"]] == ["a0", "a1", "again", "b"]
+    assert result["seeds"] == [["seed 1", "seed 2"], ["seed 1"]]
     assert result["target"] == "label" and result["every"]["ids"] == found.ids
     for v in range(2):
-        np.testing.assert_array_equal(np.array(result["every"]["probability"][v])[:, 0], probability[v])
+        np.testing.assert_array_equal(np.array(result["every"]["probability"][v][0])[:, 0], probability[v])
+    np.testing.assert_array_equal(np.array(result["every"]["probability"][0][1])[:, 0], 1 - probability[0])
     names = [run["name"] for run in result["runs"]]
     for image in result["images"]:
         number = int(image["id"][1:])
-        assert [names[n] for n in image["runs"]] == ["a0" if number < 5 else "a1", "b"]
-        assert image["truth"] == [number % 2 == 0, number % 2 == 1] and image["answers"] == [None, None]
+        assert [[names[n] for n in of] for of in image["runs"]] == [["a0" if number < 5 else "a1", "again"], ["b"]]
+        assert image["truth"] == [number % 2 == 0, number % 2 == 1] and image["answers"] == [[None, None], [None]]
         assert image["size"] == [144, 192] and image["original"] == [300, 400]
         shown = np.array(Image.open(io.BytesIO(base64.b64decode(image["image"].partition(",")[2]))))
         assert shown.shape == (144, 192, 3) and abs(shown.mean() - (40 * (number % 2) + 100)) < 2
         truth = probability[0][number] if number % 2 == 0 else 1 - probability[0][number]
-        assert image["values"][0][result["metrics"].index("probability of the truth")] == pytest.approx(truth, abs=1e-6)
+        place = result["metrics"].index("probability of the truth")
+        assert [of[place] for of in image["values"][0]] == pytest.approx([truth, 1 - truth], abs=1e-6)
     assert [sample.read_times for sample in samples.values()] == [1] * 10
-    assert [Path(folder).name for folder in loaded] == ["a0", "a1"]  # b has no image that is new
+    assert [Path(folder).name for folder in loaded] == ["a0", "a1"]  # the others have no image that is new
     one = pictured(found, runs, 1)  # all probabilities are there whichever images are
     assert len(one["images"]) == 1 and one["runs"] == result["runs"] and one["every"] == result["every"]
+
+
+def test_masks_that_are_not_made_smaller_are_those_that_the_run_decides_for(tmp_path, monkeypatch, spec):
+    """Two parts of which the cleaning keeps one, at a temperature that moves the threshold between two steps."""
+    probability, truth = np.zeros((2, 20, 30), np.float32), np.zeros((20, 30, 2), np.uint8)
+    probability[0, 2:5, 2:5], probability[0, 8:16, 8:20], probability[1, 4:9] = 0.7, 0.4372, 0.4368
+    truth[3:9, 3:9, 0] = 255
+    decision = Decision((0.437, 0.437), cleaning=(Cleaning(largest=True), Cleaning()))
+    (tmp_path / "metrics.json").write_text(json.dumps(decision.entries()))
+    counts = np.ones((1, 2, 4), np.int64)
+    run = Measured(tmp_path, {"seed": 4, "data": {}}, [], MaskRows(("i",), ("a", "b"), counts), {}, {})
+    sample = SimpleNamespace(id="i", read=lambda channels: (np.zeros((20, 30, channels), np.uint8), truth))
+    facts = spec("multilabel", classes=["a", "b"], image_size=8)
+    loaded = SimpleNamespace(data=SimpleNamespace(spec=facts), decision=decision, predicting=lambda: None)
+    asked = []
+    monkeypatch.setattr(page_images, "load_run", lambda folder: loaded)
+    monkeypatch.setattr(page_images, "samples", lambda run, split: [sample])
+    monkeypatch.setattr(
+        page_images, "Predictor", lambda models: lambda image, name: asked.append(image.shape) or probability
+    )
+    variants = [SimpleNamespace(name="all runs", runs=[{"folder": str(tmp_path)}])]
+    result = pictured(compared({"all runs": [0.5]}, variants=variants, split="test", ids=("i",)), [run], 1)
+    assert asked == [(20, 30, 3)] and result["images"][0]["size"] == [20, 30]  # not at the size of the network
+    [[answer]] = result["images"][0]["answers"]
+    steps, decided = np.split(np.array(Image.open(io.BytesIO(base64.b64decode(answer.partition(",")[2])))), 2)
+    np.testing.assert_array_equal(steps, np.floor(probability.reshape(40, 30) * 200 + 1e-4))
+    expected = np.zeros((2, 20, 30), np.uint8)
+    expected[0, 8:16, 8:20] = 255  # the smaller part is gone, though surer; of the other class none is likely enough
+    np.testing.assert_array_equal(decided, expected.reshape(40, 30))
+    assert result["runs"][0]["cleaned"] and result["images"][0]["values"][0][0]
 
 
 def test_an_image_that_is_gone_is_named(folds):

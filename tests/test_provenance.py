@@ -74,6 +74,17 @@ def test_nothing_has_changed(run, caplog):
     assert sorted(run.parent.iterdir()) == before
 
 
+def test_a_folder_that_was_there_is_left_as_it_was(run, copied, tmp_path, caplog):
+    there = tmp_path / "there"
+    (there / "mine").mkdir(parents=True)
+    start(f"repeat={run}", "check=true", f"hydra.run.dir={there}")
+    config = (copied / ".hydra" / "config.yaml").read_text()
+    (copied / ".hydra" / "config.yaml").write_text(config.replace("val/", "val/no_"))
+    with pytest.raises(MedvisionError, match="no_"):
+        start(f"repeat={copied}", f"hydra.run.dir={there}")
+    assert sorted(path.name for path in there.iterdir()) == ["mine"]
+
+
 def test_what_has_changed_is_named(copied, caplog):
     def older(record):
         record["versions"]["torch"] = "1.13"

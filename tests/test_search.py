@@ -126,12 +126,14 @@ class Trainings:
     def __init__(self, fail=(), killed=(), pruned=(), at_once=1):
         self.fail, self.killed, self.pruned = set(fail), [*killed], set(pruned)
         self.begun, self.at_once, self.meeting = [], at_once, threading.Barrier(at_once)
+        self.threads = set()
 
     def __call__(self, folder, environment, stop, hold):
         place, number = RunFolder(folder), int(folder.name)
         assert read_json(place.trial) == {"journal": "../search.journal", "number": number}
         assert environment["MEDVISION_JOB"] == str(number) and "optimizer.lr=" in environment["MEDVISION_TAGS"]
         self.begun.append(number)
+        self.threads.add(environment["OMP_NUM_THREADS"])
         if number < self.at_once:
             self.meeting.wait(60)  # breaks where they come one after the other
         if number in self.killed:
@@ -196,6 +198,14 @@ def test_failures_stop_nobody_and_are_told(trainings, tmp_path):
     assert [trial["state"] for trial in found["trials"]] == ["complete", "fail", "fail", "complete"]
 
 
+def test_processors_are_divided_between_all_processes(trainings, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    begun, two = trainings(), ["trainer=ddp", "trainer.accelerator=cpu"]
+    start(tmp_path / "search", *TINY, *two, LR, "search.trials=1", "search.workers=2")
+    assert begun.threads == {"2"}
+
+
 def test_values_that_do_not_go_together_are_a_failed_trial(trainings, tmp_path, monkeypatch):
     trainings()
     monkeypatch.setattr(search, "prepare", lambda *_: (_ for _ in ()).throw(MedvisionError("no such thing")))
@@ -250,6 +260,15 @@ def test_a_folder_that_is_being_searched_is_refused(trainings, tmp_path, in_proc
 
     answers = sorted(in_processes(2, work), key=lambda answer: answer == "done")
     assert f"{folder} is being searched by another process" in answers[0] and answers[1] == "done"
+
+
+def test_runs_of_others_are_no_trials(trainings, tmp_path):
+    folder, begun = tmp_path / "sweep", trainings()
+    search.prepare(cli.compose("train", TINY), folder / "0", TINY)
+    write_json(RunFolder(folder / "0").metrics, {"monitor": {"name": "val/jaccard_image", "value": 0.9}})
+    with pytest.raises(MedvisionError, match=r"sweep holds runs \(0\) but no search.journal; choose another folder"):
+        start(folder, *TINY, LR)
+    assert begun.begun == [] and not (folder / "search.json").exists()
 
 
 def test_another_space_in_the_folder_is_refused(trainings, tmp_path):

@@ -1,5 +1,4 @@
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -9,7 +8,16 @@ from medvision.configs import load_config
 from medvision.errors import MedvisionError
 from medvision.metrics import LabelRows, MaskRows
 from medvision.runs import RunFolder
-from medvision.variants import differences, factors_of, find_runs, grouped, read_results, read_run, repetitions
+from medvision.variants import (
+    differences,
+    factors_of,
+    find_runs,
+    grouped,
+    read_results,
+    read_run,
+    repetitions,
+    together,
+)
 
 COUNTS = np.random.default_rng(0).integers(1, 30, (6, 1, 4))
 
@@ -65,7 +73,7 @@ def test_differences():
         ["optimizer=AdamW", "optimizer.lr=0.1"],
         ["optimizer=SGD", "optimizer.lr=0.2"],
     ]
-    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=None"], ["swa=SWA"]]
+    assert differences([config(swa=None), config(swa={"_target_": "m.SWA"})]) == [["swa=null"], ["swa=SWA"]]
 
 
 def test_masks_are_read_as_they_were_written(fake_run, tmp_path):
@@ -101,14 +109,13 @@ def test_broken_results_are_refused(fake_run, tmp_path):
         read_results(path)
 
 
-def test_jobs_of_a_sweep_are_found_in_their_order(fake_run, tmp_path, caplog):
+def test_jobs_of_a_sweep_are_found_in_their_order(fake_run, tmp_path):
     for job in ("0", "2", "10", "11"):
         fake_run(tmp_path / "sweep" / job, COUNTS)
     (tmp_path / "sweep" / "11" / "metrics.json").unlink()
-    with caplog.at_level(logging.WARNING, "medvision"):
-        assert [place.path.name for place in find_runs(tmp_path / "sweep")] == ["0", "2", "10"]
-    assert "not finished and left out: 11" in caplog.text
-    assert [place.path for place in find_runs(tmp_path / "sweep" / "2")] == [tmp_path / "sweep" / "2"]
+    found = [[place.path.name for place in places] for places in find_runs(tmp_path / "sweep")]
+    assert found == [["0", "2", "10"], ["11"]]
+    assert find_runs(tmp_path / "sweep" / "2") == ([RunFolder(tmp_path / "sweep" / "2")], [])
     with pytest.raises(MedvisionError, match=r"11 is not finished; go on with python -m medvision\.train resume="):
         find_runs(tmp_path / "sweep" / "11")
     (tmp_path / "none").mkdir()
@@ -146,7 +153,8 @@ def test_seeds_and_folds_are_repetitions(runs):
 def test_trackers_and_places_make_no_variant(runs):
     changes = [{}, {"logger": {"wandb": {"_target_": "W"}}}, {"data": {"num_workers": 3}}]
     changes.append({"paths": {"data": "${oc.env:MEDVISION_DATA,'/elsewhere'}"}})
-    assert grouped([run.config for run in runs([], [], [], [], configs=changes)]) == [[0, 1, 2, 3]]
+    changes += [{"test": False}, {"callbacks": {"explain": {"_target_": "E", "epochs": [1]}}}]
+    assert grouped([run.config for run in runs(*[[]] * 6, configs=changes)]) == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("name", ["positive_weights", "class_weights"])
@@ -178,6 +186,9 @@ def test_a_default_is_named_by_its_value(runs):
     _, names, levels = group(runs([], ["optimizer.lr=0.5"]))
     assert names == ["optimizer.lr=0.001", "optimizer.lr=0.5"]
     assert levels == [{"optimizer.lr": "0.001"}, {"optimizer.lr": "0.5"}]
+    configs = [{"model": {"deep": False, "weights": None}}, {"model": {"deep": True, "weights": "imagenet"}}]
+    _, names, _ = group(runs([], ["model.deep=true", "model.weights=imagenet"], configs=configs))
+    assert names == ["model.deep=false, model.weights=null", "model.deep=true, model.weights=imagenet"]
 
 
 def test_what_was_not_typed_is_named_by_the_config(runs):
@@ -196,9 +207,12 @@ def test_repetitions_are_seeds_or_folds_that_make_a_whole(fake_run, tmp_path):
         return read(fake_run(tmp_path / f"{seed}{fold}{''.join(ids)}", COUNTS[: len(ids)], [], config, ids=ids))
 
     whole = repetitions([run(1, 0, "ab"), run(1, 1, "cd"), run(2, 0, "ab"), run(2, 1, "cd")], "a net")
-    assert {seed: rows.ids for seed, rows in whole.items()} == {"seed 1": tuple("abcd"), "seed 2": tuple("abcd")}
+    assert {seed: together(of).ids for seed, of in whole.items()} == {"seed 1": tuple("abcd"), "seed 2": tuple("abcd")}
     official = repetitions([run(3, 0, "ab"), run(3, 1, "ab")], "a net")
-    assert [*official] == ["seed 3", "seed 3, fold 1"]
+    assert {seed: [run.folder.name for run in of] for seed, of in official.items()} == {
+        "seed 3": ["30ab"],
+        "seed 3, fold 1": ["31ab"],
+    }
     with pytest.raises(MedvisionError, match=r"a net, seed 4: its folds \(40ab, 41bc\) have measured some images in"):
         repetitions([run(4, 0, "ab"), run(4, 1, "bc")], "a net")
     with pytest.raises(MedvisionError, match=r"are the same training \(a net, seed 5\) and no repetition of it"):

@@ -32,7 +32,7 @@ from medvision.metrics.overlap import (
     summarise,
 )
 from medvision.metrics.paired import PairedTest, Resampled, holm, paired_test, rank_probabilities, resample, two_sided
-from medvision.metrics.rows import LabelRows, MaskRows, Rows, lower_is_better
+from medvision.metrics.rows import LabelRows, MaskRows, Rows, limits, lower_is_better
 
 __all__ = [
     "BOUNDARY",
@@ -65,6 +65,7 @@ __all__ = [
     "holm",
     "image_scores",
     "interval",
+    "limits",
     "lower_is_better",
     "one_hot",
     "paired_test",

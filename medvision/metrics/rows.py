@@ -17,12 +17,22 @@ from medvision.metrics.labels import weighed_labels
 from medvision.metrics.overlap import EMPTY, image_scores, scores, summarise
 
 Floats = NDArray[np.float64]
-LOWER_IS_BETTER = ("brier", "ece", *(name for name in BOUNDARY if name != "nsd"))
+DISTANCES = tuple(name for name in BOUNDARY if name != "nsd")
+LOWER_IS_BETTER = ("loss", "brier", "ece", *DISTANCES)
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether less of a metric is better."""
-    return metric.partition("/")[0].removesuffix("_image") in LOWER_IS_BETTER
+    return _plain(metric) in LOWER_IS_BETTER
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have."""
+    return -1 if _plain(metric) == "mcc" else 0, np.inf if _plain(metric) in DISTANCES else 1
+
+
+def _plain(metric: str) -> str:
+    return metric.partition("/")[0].removesuffix("_image")
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class Rows(ABC):
     @abstractmethod
     def take(self, places: Sequence[int]) -> Self:
         """The images at some places, in that order."""
+
+    def of(self, ids: Sequence[str]) -> Self:
+        """The images of some names, in that order."""
+        places = {name: n for n, name in enumerate(self.ids)}
+        return self.take([places[name] for name in ids])
 
     @abstractmethod
     def and_of(self, *others: Self) -> Self:

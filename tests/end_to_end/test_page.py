@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medvision import figures
+from medvision import figures, page_images
 from medvision.compare import compare_folders
+from medvision.files import read_json, write_json
 from medvision.report import finish
 from medvision.runs import RunFolder
 
@@ -70,9 +71,19 @@ def variants_of(folder, root, thresholds):
 
 @pytest.fixture(scope="module")
 def masks(finished, tmp_path_factory):
-    """The page of two variants of a run on masks."""
+    """The page of two variants of a run on masks, of which the first has a second seed, that says it cleans.
+
+    Its pictures are as large as the images.
+    """
     root = variants_of(finished[0], tmp_path_factory.mktemp("masks"), (0.3, 0.55))
-    return compare_folders([root], resamples=100, images=6) / "report.html"
+    again = RunFolder(shutil.copytree(root / "t0.3", root / "t0.3again"))
+    config = OmegaConf.load(again.config)
+    config.seed += 1
+    OmegaConf.save(config, again.config)
+    write_json(again.metrics, read_json(again.metrics) | {"cleaning": [{"min_area": 10**6}]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_images, "SIDE", 256)
+        return compare_folders([root], resamples=100, images=6) / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +145,45 @@ def test_the_slider_redraws_masks_and_dice(masks, visit, threshold):
     image = data["images"][0]
     page.wait_for_selector("#detail[aria-busy=false]")
     truth = decode(image["truth"]) > 0
+    assert image["size"] == image["original"]
     for v, answer in enumerate(image["answers"]):
-        at = threshold if threshold is not None else data["runs"][image["runs"][v]]["threshold"][0]
-        mask = decode(answer) >= round(at * 200)
+        at = threshold if threshold is not None else data["runs"][image["runs"][v][0]]["threshold"][0]
+        steps, decided = np.split(decode(answer[0]), 2)
+        mask = steps >= round(at * 200)
         drawn = canvas(page, f"#detail canvas.errors >> nth={v}")
         for colour, where in ((TRUTH, truth & mask), (MISSED, truth & ~mask), (FALSE, mask & ~truth)):
             assert np.array_equal((drawn == colour).all(-1), where)
         dice = 2 * (truth & mask).sum() / (truth.sum() + mask.sum())
         assert page.locator("#detail .dice").nth(v).inner_text() == f"{dice:.4f}"
-        stored = image["values"][v][data["metrics"].index("dice_image")]
+        stored = image["values"][v][0][data["metrics"].index("dice_image")]
         assert f"stored {stored:.4f} at original size" in page.locator("#detail .answer").nth(v).inner_text()
         if threshold is None:
-            assert abs(dice - stored) < 0.03  # the same mask, at another size
+            assert np.array_equal(decided > 0, mask) and dice == pytest.approx(stored, abs=1e-6)  # what was measured
+
+
+def test_another_seed_is_chosen(masks, visit):
+    page, data = visit(masks), data_of(masks)
+    seeds = page.locator("#seed option").all_inner_texts()
+    first = int(seeds[0].removeprefix("seed "))
+    assert seeds == [f"seed {first}", f"seed {first + 1}"] and data["seeds"] == [seeds, seeds[:1]]
+    answers = page.locator("#detail .answer")
+    assert answers.count() == 2 and f"seed {first})" in answers.nth(1).inner_text()
+    page.locator("#seed").select_option("1")
+    page.wait_for_selector(f"#detail :text('run t0.3again, seed {first + 1}')")
+    assert answers.count() == 1  # the other has none
+    image = data["images"][0]
+    _, cleaned = np.split(decode(image["answers"][0][1]), 2)
+    plain = np.split(decode(image["answers"][0][0]), 2)[1]
+    assert np.any(cleaned != plain)
+    drawn = canvas(page, "#detail canvas.errors")
+    assert np.array_equal(((drawn == TRUTH) | (drawn == FALSE)).all(-1), cleaned > 0)
+    assert "threshold 0.3, cleaned: Dice" in answers.inner_text() and "size, cleaned" in answers.inner_text()
+    set_slider(page, 0.3)
+    page.wait_for_selector("#detail :text('threshold 0.3, not cleaned: Dice')")
+    drawn = canvas(page, "#detail canvas.errors")
+    assert np.array_equal(((drawn == TRUTH) | (drawn == FALSE)).all(-1), plain > 0)
+    page.locator("#sort").select_option("1 0")  # what has no value is listed all the same
+    assert page.locator("#list li b").all_inner_texts() == ["-"] * 6
 
 
 def test_keys_move_the_threshold_and_a_button_brings_it_back(masks, visit):
@@ -170,7 +208,7 @@ def test_images_are_sorted_found_and_walked_through(masks, visit):
     assert len(apart) == 6 and [apart[name] for name in listed()] == sorted(apart.values(), reverse=True)
     page.locator("#order").click()
     assert [apart[name] for name in listed()] == sorted(apart.values())
-    dice = {image["id"]: image["values"][1][data["metrics"].index("dice_image")] for image in data["images"]}
+    dice = {image["id"]: image["values"][1][0][data["metrics"].index("dice_image")] for image in data["images"]}
     page.locator("#sort").select_option(f"1 {data['metrics'].index('dice_image')}")
     assert [dice[name] for name in listed()] == sorted(dice.values())
     page.locator("#list").focus()
@@ -185,6 +223,16 @@ def test_images_are_sorted_found_and_walked_through(masks, visit):
 
 
 @pytest.mark.parametrize("width", [1000, 420])
+def test_long_names_are_broken_and_the_slider_can_be_moved(masks, visit, tmp_path, width):
+    long = tmp_path / "long.html"
+    long.write_text(masks.read_text().replace("threshold=0.55", f"threshold={'x' * 300}"))
+    page = visit(long, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.getElementById('at').textContent = 'stored: ' + Array(8).fill('0.55').join(' / ')")
+    assert page.locator("#threshold").bounding_box()["width"] > 150
+
+
+@pytest.mark.parametrize("width", [1000, 420])
 def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
     page = visit(masks, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -195,6 +243,16 @@ def test_it_fits_the_window_and_shows_something(masks, visit, tmp_path, width):
     assert min((shot == colour).all(-1).sum() for colour in (TRUTH, FALSE)) > 100
 
 
+def test_it_is_printed_on_white(masks, visit):
+    page = visit(masks)
+    page.emulate_media(media="screen", color_scheme="dark")
+    warning, colour = page.locator(".warnings"), "e => getComputedStyle(e).backgroundColor"
+    assert warning.evaluate(colour) == "rgb(43, 36, 21)"
+    page.emulate_media(media="print", color_scheme="dark")
+    assert warning.evaluate(colour) == "rgb(255, 246, 224)"
+    assert page.locator("body").evaluate(colour) == "rgb(255, 255, 255)"
+
+
 def test_labels_have_a_threshold_too(labels, visit):
     page, data = visit(labels), data_of(labels)
     truth = np.array(data["every"]["truth"])[:, 0] > 0
@@ -203,7 +261,7 @@ def test_labels_have_a_threshold_too(labels, visit):
         if threshold is not None:
             set_slider(page, threshold)
         for v, stored in enumerate((0.3, 0.6)):
-            decided = np.array(data["every"]["probability"][v])[:, 0] >= (stored if threshold is None else threshold)
+            decided = np.array(data["every"]["probability"][v][0])[:, 0] >= (stored if threshold is None else threshold)
             right = [decided[truth].mean(), 1 - decided[~truth].mean(), (decided == truth).mean()]
             cells = page.locator("#labels tbody tr").nth(v).locator("td").all_inner_texts()
             assert cells[1:4] == [f"{value:.4f}" for value in right]
@@ -214,4 +272,4 @@ def test_labels_have_a_threshold_too(labels, visit):
     shown = page.locator("#detail .answer").first.inner_text()
     image = page.locator("#list li[aria-selected=true] em").inner_text()
     place = data["every"]["ids"].index(image)
-    assert f"{data['every']['probability'][0][place][0]:.3f}" in shown and "malignant" in shown
+    assert f"{data['every']['probability'][0][0][place][0]:.3f}" in shown and "malignant" in shown

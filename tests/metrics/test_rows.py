@@ -3,7 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medvision.metrics import Bootstrap, LabelRows, MaskRows, decide, lower_is_better, summarise, summarise_labels
+from medvision.metrics import (
+    Bootstrap,
+    LabelRows,
+    MaskRows,
+    decide,
+    limits,
+    lower_is_better,
+    summarise,
+    summarise_labels,
+)
 from medvision.metrics.intervals import summarise_intervals
 
 
@@ -100,6 +109,9 @@ def test_joined_and_reordered():
 def test_direction():
     lower = ["brier", "brier/a", "ece", "hd95_image", "assd_image/b"]
     assert all(map(lower_is_better, lower))
+    assert [limits(name) for name in ("dice_image/a", "brier", "mcc", "hd95_image", "nsd")] == [
+        *((0, 1), (0, 1), (-1, 1), (0, np.inf), (0, 1))
+    ]
     assert not any(map(lower_is_better, ["dice", "auroc/brier", "nsd_image", "jaccard_image"]))
 
 
