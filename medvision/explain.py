@@ -36,9 +36,10 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
 
     from medvision.build import load_run
     from medvision.data.images import read_image, resize_mask
-    from medvision.explanation import activations, require_methods
+    from medvision.explanation import require_methods
     from medvision.explanation_folder import SCORES, ExplanationFolder, MaskFiles, Scores
     from medvision.inputs import require_whole
+    from medvision.maps import activations
     from medvision.models import layer_names
     from medvision.prediction import Explainer
     from medvision.report import require_finished

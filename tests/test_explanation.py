@@ -18,14 +18,12 @@ from medvision.explanation import (
     RULES,
     Choice,
     Target,
-    activations,
-    as_maps,
-    channels,
-    default_layers,
     explain,
     row,
     scale,
 )
+from medvision.explanation_folder import channels
+from medvision.maps import activations, as_maps, default_layers
 from medvision.models import SMP, Classifier, UNetPP, UNetV2
 
 LIBRARY = {
@@ -350,6 +348,11 @@ def test_broken_weights_have_no_heat(net, image, spec):
     found = explain(net, image, ["second"], [*RULES], of_labels(spec, "a"))
     assert np.isnan(found.probability).all() and [*found.heat] == [*RULES]
     assert all(not heat.any() for heat in found.heat.values())
+
+
+def test_refuses_a_network_without_maps(image):
+    with pytest.raises(MedvisionError, match="no layer of Sequential answers maps; name some"):
+        default_layers(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 2)), image)
 
 
 def test_refuses_layers_that_answer_several(spec):
