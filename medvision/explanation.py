@@ -276,12 +276,14 @@ def _by_library(
     def kept(answer: Tensor) -> Tensor:
         return maps(answer).clone()  # which later layers may change in place
 
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(
-            model, [model.get_submodule(layer)], reshape_transform=kept, **options
-        )
-        with cam:
+    module = model.get_submodule(layer)
+    cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(model, [module], reshape_transform=kept, **options)
+    try:  # its own `with` swallows an IndexError
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             return torch.from_numpy(cam(image, targets)).to(image.device)
+    finally:
+        cam.activations_and_grads.release()
+        model.set_submodule(layer, module)  # ablation puts its own there, and leaves it after an error
 
 
 def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, masks: NDArray[np.bool_]) -> list[Tile]:

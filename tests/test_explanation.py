@@ -361,6 +361,20 @@ def test_refuses_layers_that_answer_several(spec):
         explain(model, torch.randn(1, 3, 64, 64), ["model.encoder"], ["grad_cam"], of_masks(spec))
 
 
+def test_an_error_within_the_library_is_heard_and_leaves_no_trace(net, image, spec):
+    second, calls = net.second, []
+
+    def fail(*_):
+        calls.append(net.second)
+        if len(calls) == 4:
+            raise IndexError("as it happens")
+
+    net.head.register_forward_pre_hook(fail)
+    with pytest.raises(IndexError, match="as it happens"):
+        explain(net, image, ["second"], ["ablation_cam"], of_labels(spec))
+    assert calls[-1] is not second and net.second is second and not second._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
