@@ -28,15 +28,18 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         raise MedvisionError("which run? run=<folder>, as train printed it")
     if (cfg.input is None) == (cfg.index is None) and cfg.layers != "list":
         raise MedvisionError("which images? input=<image or folder>, or those of the run's data: split=val index=[0,1]")
+    if empty := [option for option in ("index", "layers", "method") if cfg[option] == []]:
+        raise MedvisionError(f"{empty[0]}=[] chooses nothing; leave it out, or name some")
     if cfg.point is not None and not _is_pixel(cfg.point):
         raise MedvisionError(f"point={cfg.point}: expected [row,column] of a pixel, counted from 0")
     from tqdm import tqdm
 
     from medvision.build import load_run
     from medvision.data.images import read_image, resize_mask
-    from medvision.explanation import activations, require_methods
+    from medvision.explanation import require_methods
     from medvision.explanation_folder import SCORES, ExplanationFolder, MaskFiles, Scores
     from medvision.inputs import require_whole
+    from medvision.maps import activations
     from medvision.models import layer_names
     from medvision.prediction import Explainer
     from medvision.report import require_finished

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import io
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +17,11 @@ from torch import Tensor, nn
 from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
 from medvision.figures import Tile, heated
-from medvision.models import EncoderModel, feature_maps, layer_names, recording
+from medvision.maps import as_maps, evaluating, padded_size
+from medvision.models import recording
 from medvision.spec import DataSpec
 
 DIMS = (2, 3)  # of a map's rows and columns
-PREFIX = 16  # tokens that are of no place, such as a class token and registers, at most
 
 
 def _principal(values: Tensor) -> Tensor:
@@ -200,10 +198,10 @@ def explain(
         MedvisionError: If there is no such method or layer, or a layer has no map that the answer depends on.
     """
     require_methods(methods)
-    with _evaluating(model):
+    with evaluating(model):
         with torch.inference_mode(False), torch.enable_grad():
             seen = image.clone().requires_grad_()  # a frozen network has gradients too
-            with recording(model, layers) as answers, _padded_size(model, image) as padded:
+            with recording(model, layers) as answers, padded_size(model, image) as padded:
                 logits = model.forward(seen)
             choices = list(choices or target.choose(logits))
             raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
@@ -237,42 +235,10 @@ def require_methods(methods: Sequence[str], option: str = "method", *also: str) 
         raise MedvisionError(f"{option}={unknown[0]}: expected some of {', '.join([*METHODS, *also])}")
 
 
-@contextlib.contextmanager
-def _padded_size(model: nn.Module, image: Tensor) -> Iterator[list[int]]:
-    """Height and width of the image as the first convolution sees it: networks pad it at the bottom and at the right.
-
-    They are those of the image itself until the network is called.
-    """
-    size, found = [*image.shape[-2:]], list[torch.Size]()
-
-    def note(_: nn.Module, seen: tuple[Tensor, ...]) -> None:
-        if not found:
-            found.append(seen[0].shape)
-            size[:] = map(max, size, seen[0].shape[-2:])  # less where pixels become channels before it
-
-    with contextlib.ExitStack() as hooks:
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d):
-                hooks.callback(layer.register_forward_pre_hook(note).remove)
-        yield size
-
-
 def _pad(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
     """Pads (..., H, W) at the bottom and at the right."""
     height, width = values.shape[-2:]
     return F.pad(values, (0, size[1] - width, 0, size[0] - height), mode=mode)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module has its own again."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def scale(heat: Tensor, whole: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -295,95 +261,6 @@ def _single(name: str, answer: Any, images: int) -> Tensor:
     raise MedvisionError(f"layer {name} answers {what}, or is used so often; choose another, such as one inside of it")
 
 
-def as_maps(answer: Tensor, layer: str = "", size: Sequence[int] = ()) -> Tensor:
-    """What a layer answers, as maps (N, C, h, w).
-
-    Args:
-        answer: (N, C, h, w); with channels last (N, h, w, C), as Swin; or tokens (N, T, C), as other transformers have
-            them, of which those before the places, as a class token, are left out.
-        layer: What messages call it.
-        size: Height and width of the image, whose shape a map has.
-
-    Raises:
-        MedvisionError: If it is no map.
-    """
-    if answer.ndim == 4:
-        channels_last = _deviation(answer.shape[1:3], size) < _deviation(answer.shape[2:], size)
-        return answer.permute(0, 3, 1, 2) if channels_last else answer
-    if answer.ndim == 3:
-        for prefix in range(min(PREFIX, answer.shape[1])):
-            tokens = answer.shape[1] - prefix
-            side = math.sqrt(size[0] * size[1] / tokens)
-            height, width = round(size[0] / side), round(size[1] / side)
-            if height * width == tokens:
-                return answer[:, prefix:].mT.reshape(len(answer), -1, height, width)
-    shape = "x".join(map(str, answer.shape[1:]))
-    raise MedvisionError(f"layer {layer} answers {shape} for an image of {size[0]}x{size[1]}: no map; choose another")
-
-
-def _deviation(shape: Sequence[int], size: Sequence[int]) -> float:
-    """By how much the sides of a map are other than those of the image, made as small; 1 is of rounding."""
-    scale = math.sqrt(shape[0] * shape[1] / (size[0] * size[1]))
-    return max(abs(side - whole * scale) for side, whole in zip(shape, size, strict=True))
-
-
-def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]:
-    """The last outermost layer at each resolution, the last four: the stages of an encoder, or else of the network.
-
-    Those on whose places the answer does not depend are left out, as what comes after the last attention where only a
-    class token counts. A transformer of one resolution has the first norms of its last blocks.
-
-    Args:
-        model: The network.
-        image: (N, C, H, W), of a size that it takes.
-        count: How many.
-    """
-    inside = f"{model.encoder_at}." if isinstance(model, EncoderModel) else ""
-    uses = Counter[str]()
-    maps: list[tuple[str, Tensor]] = []  # in the order of use
-
-    def note(name: str, _: nn.Module, __: object, answer: object) -> None:
-        uses[name] += 1
-        # some transformers fold their tokens into the batch
-        if isinstance(answer, Tensor) and answer.ndim in (3, 4) and len(answer) == len(image) and answer.requires_grad:
-            with contextlib.suppress(MedvisionError):
-                shape = as_maps(answer, name, padded).shape[2:]
-                if min(shape) > 1 and _deviation(shape, padded) <= 1:
-                    maps.append((name, answer))
-
-    with contextlib.ExitStack() as hooks:
-        for name in layer_names(model):
-            if name.startswith(inside):
-                hooks.callback(model.get_submodule(name).register_forward_hook(partial(note, name)).remove)
-        with torch.inference_mode(False), torch.enable_grad(), _padded_size(model, image) as padded, _evaluating(model):
-            logits = model.forward(image.clone().requires_grad_())
-            gradients = torch.autograd.grad(logits.sum(), [answer for _, answer in maps], allow_unused=True)
-    found = [
-        (name, as_maps(gradient, name, padded))
-        for (name, _), gradient in zip(maps, gradients, strict=True)
-        if gradient is not None and uses[name] == 1
-    ]
-    found = [(name, gradient) for name, gradient in found if gradient.any()] or found  # all of one that is dead
-    last: dict[tuple[int, ...], str] = {}
-    for name, gradient in found:
-        resolution = (*gradient.shape[2:],)
-        outer = resolution not in last or _nesting(name) <= _nesting(last[resolution])
-        if outer and (inside or gradient.shape[1] != logits.shape[1]):  # not the logits themselves
-            last.pop(resolution, None)
-            last[resolution] = name
-    outermost = min(map(_nesting, last.values()), default=0)  # what lies deep, such as attention, is no stage
-    last = {resolution: name for resolution, name in last.items() if _nesting(name) <= outermost + 1}
-    if not last:
-        raise MedvisionError(f"no layer of {type(model).__name__} answers maps; name some: layers=[...]")
-    norms = [name for name, _ in found if name.endswith(".norm1")]
-    return norms[-count:] if len(last) == 1 and norms else list(last.values())[-count:]
-
-
-def _nesting(name: str) -> int:
-    """In how many modules a layer lies, lists of them not counted."""
-    return sum(not part.isdigit() for part in name.split("."))
-
-
 def _by_library(
     method: str, model: nn.Module, image: Tensor, layer: str, answer: Tensor, choices: Sequence[Choice]
 ) -> Tensor:
@@ -399,40 +276,14 @@ def _by_library(
     def kept(answer: Tensor) -> Tensor:
         return maps(answer).clone()  # which later layers may change in place
 
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(
-            model, [model.get_submodule(layer)], reshape_transform=kept, **options
-        )
-        with cam:
+    module = model.get_submodule(layer)
+    cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(model, [module], reshape_transform=kept, **options)
+    try:  # its own `with` swallows an IndexError
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             return torch.from_numpy(cam(image, targets)).to(image.device)
-
-
-def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What layers answer to images, which networks may pad at the bottom and at the right.
-
-    Args:
-        model: The network, in evaluation mode.
-        image: (N, C, H, W), normalised.
-        layers: Names in `layer_names`.
-
-    Returns:
-        For each name (N, ...), maps as (N, C, h, w); several answers by number.
-    """
-    found: dict[str, Tensor] = {}
-
-    def add(name: str, answer: Any) -> None:
-        if isinstance(answer, Tensor):
-            with contextlib.suppress(MedvisionError):
-                answer = as_maps(answer, name, padded)
-            found[name] = answer
-        else:
-            for number, part in enumerate(answer):
-                add(f"{name}.{number}", part)
-
-    with torch.inference_mode(), _padded_size(model, image) as padded:
-        for name, answer in feature_maps(model, image, layers).items():
-            add(name, answer)
-    return found
+    finally:
+        cam.activations_and_grads.release()
+        model.set_submodule(layer, module)  # ablation puts its own there, and leaves it after an error
 
 
 def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, masks: NDArray[np.bool_]) -> list[Tile]:
@@ -447,23 +298,6 @@ def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, ma
     none = np.zeros((0, *image.shape[:2]), bool)
     said = {name: _end(name) if one.any() else f"{_end(name, 20)}: no heat" for name, one in heat.items()}
     return [Tile(caption, image, masks), *(Tile(said[name], heated(image, one), none) for name, one in heat.items())]
-
-
-def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:
-    """Pictures of the channels of an answer that vary most, as grey from the least value to the greatest.
-
-    Args:
-        values: (C, h, w); what has another shape is one picture of its numbers.
-        count: How many.
-    """
-    maps = values if values.ndim == 3 else np.atleast_2d(values).reshape(1, -1, values.shape[-1])
-    shown = np.sort(np.argsort(-maps.std((1, 2)), kind="stable")[:count])
-    tiles = []
-    for number in shown:
-        low, high = float(maps[number].min()), float(maps[number].max())
-        grey = ((maps[number] - low) / (high - low or 1) * 255).astype(np.uint8)[..., None]
-        tiles.append(Tile(f"{number}: {low:.3g} to {high:.3g}", grey, np.zeros((0, *grey.shape[:2]), bool)))
-    return tiles
 
 
 def _end(name: str, length: int = 30) -> str:

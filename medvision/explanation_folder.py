@@ -15,8 +15,8 @@ from medvision.data.folder import ENDINGS, STEM, SUFFIX
 from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
 from medvision.errors import MedvisionError
-from medvision.explanation import Explanation, Target, channels, explain, row
-from medvision.figures import gallery, heated
+from medvision.explanation import Explanation, Target, explain, row
+from medvision.figures import Tile, gallery, heated
 from medvision.files import as_csv, replacing
 from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
 
@@ -118,6 +118,23 @@ class ExplanationFolder:
         path = self.path / f"{without_ending(name)}_{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:
+    """Pictures of the channels of an answer that vary most, as grey from the least value to the greatest.
+
+    Args:
+        values: (C, h, w); what has another shape is one picture of its numbers.
+        count: How many.
+    """
+    maps = values if values.ndim == 3 else np.atleast_2d(values).reshape(1, -1, values.shape[-1])
+    shown = np.sort(np.argsort(-maps.std((1, 2)), kind="stable")[:count])
+    tiles = []
+    for number in shown:
+        low, high = float(maps[number].min()), float(maps[number].max())
+        grey = ((maps[number] - low) / (high - low or 1) * 255).astype(np.uint8)[..., None]
+        tiles.append(Tile(f"{number}: {low:.3g} to {high:.3g}", grey, np.zeros((0, *grey.shape[:2]), bool)))
+    return tiles
 
 
 class Scores:

@@ -12,8 +12,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from medvision import callbacks, figures
-from medvision.callbacks import EMA, Explanations
+from medvision import figures
+from medvision.callbacks import EMA, Explanations, pictures
 from medvision.errors import MedvisionError
 from medvision.explanation import explain
 from medvision.losses import CrossEntropy, SegmentationLoss
@@ -115,7 +115,7 @@ def test_the_weights_explained_are_those_of_validation(fit, monkeypatch):
         def on_train_batch_end(self, trainer, pl_module, *_):
             events.append(("trained", next(pl_module.model.parameters()).detach().clone()))
 
-    monkeypatch.setattr(callbacks, "explain", noted)
+    monkeypatch.setattr(pictures, "explain", noted)
     for name, order in (("before", [Explanations(images=1), EMA(0.5)]), ("after", [EMA(0.5), Explanations(images=1)])):
         events.clear()
         fit(name, *order, Note())

@@ -18,14 +18,12 @@ from medvision.explanation import (
     RULES,
     Choice,
     Target,
-    activations,
-    as_maps,
-    channels,
-    default_layers,
     explain,
     row,
     scale,
 )
+from medvision.explanation_folder import channels
+from medvision.maps import activations, as_maps, default_layers
 from medvision.models import SMP, Classifier, UNetPP, UNetV2
 
 LIBRARY = {
@@ -352,10 +350,29 @@ def test_broken_weights_have_no_heat(net, image, spec):
     assert all(not heat.any() for heat in found.heat.values())
 
 
+def test_refuses_a_network_without_maps(image):
+    with pytest.raises(MedvisionError, match="no layer of Sequential answers maps; name some"):
+        default_layers(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 2)), image)
+
+
 def test_refuses_layers_that_answer_several(spec):
     model = SMP(encoder="resnet18", num_outputs=2).eval()
     with pytest.raises(MedvisionError, match=r"layer model\.encoder answers 6 tensors, or is used so often"):
         explain(model, torch.randn(1, 3, 64, 64), ["model.encoder"], ["grad_cam"], of_masks(spec))
+
+
+def test_an_error_within_the_library_is_heard_and_leaves_no_trace(net, image, spec):
+    second, calls = net.second, []
+
+    def fail(*_):
+        calls.append(net.second)
+        if len(calls) == 4:
+            raise IndexError("as it happens")
+
+    net.head.register_forward_pre_hook(fail)
+    with pytest.raises(IndexError, match="as it happens"):
+        explain(net, image, ["second"], ["ablation_cam"], of_labels(spec))
+    assert calls[-1] is not second and net.second is second and not second._forward_hooks
 
 
 @pytest.mark.parametrize(

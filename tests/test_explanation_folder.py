@@ -70,6 +70,8 @@ def test_means_say_over_how_many_images_they_are():
         (["layers=[encoder.layer9]"], r"^Classifier has no layer 'encoder\.layer9': did you mean encoder\.layer"),
         (["layers=[head]"], "^layer head answers 2 for an image of 32x32: no map; choose another$"),
         (["method=activation", "score=true"], "^score=true is of heat, of which method=activation has none"),
+        (["layers=[]"], r"^layers=\[\] chooses nothing; leave it out"),
+        (["index=[]"], r"^index=\[\] chooses nothing"),
         (["point=5"], r"^point=5: expected \[row,column\]"),
         (["point=[5]"], r"^point=\[5\]: expected \[row,column\]"),
         (["point=[5,b]"], r"^point=\[5, 'b'\]: expected \[row,column\]"),

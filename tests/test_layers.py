@@ -11,7 +11,7 @@ ORDER = [
     {"spec", "files"},
     {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
-    {"figures", "postprocess", "inputs"},
+    {"figures", "postprocess", "inputs", "maps"},
     {"decision", "label_figures", "study_figures"},
     {"tasks", "explanation", "trust"},
     {"callbacks", "pruning"},
