@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli, gpus
-from medvision.configs import prepare, require_own
+from medvision.configs import flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_json
 from medvision.jobs import LOG, Outcome, finished, quoted, run_job, share_of_cpus
@@ -54,8 +54,9 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
     ):
         options, task = cfg.search, cfg.task
         rungs = (options.min_epochs, options.reduction_factor) if options.prune else None
-        asked = {cli.parsed(o).get_key_element(): o.partition("=")[2] for o in typed if not _of_the_search(o)}
-        asked |= {"task.monitor": task.monitor, "task.mode": task.mode, "search.seed": str(options.seed)}
+        asked = {key: value for key, value in flat(portable(cfg)).items() if not key.startswith(("paths.", "search."))}
+        asked |= {cli.parsed(o).get_key_element(): o.partition("=")[2] for o in typed if not _of_the_search(o)}
+        asked |= {"search.seed": options.seed}
         asked["search.prune"] = "false" if rungs is None else f"after {rungs[0]} epochs, by {rungs[1]}"
         study = Study(journal, space, task.mode == "max", options.seed, rungs, asked)
         wanted, count = gpus.wish(cfg.trainer.accelerator, cfg.trainer.devices), gpus.processes(cfg.trainer.devices)

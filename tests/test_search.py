@@ -281,6 +281,19 @@ def test_another_space_in_the_folder_is_refused(trainings, tmp_path):
     assert "search.prune: after 3 epochs, by 3 -> false" in text
 
 
+def test_another_config_in_the_folder_is_refused(trainings, tmp_path):
+    begun, part = trainings(), tmp_path / "optimizer" / "mine.yaml"
+    typed = [*TINY, LR, "optimizer=mine", f"hydra.searchpath=[file://{tmp_path}]"]
+    part.parent.mkdir()
+    for decay in (0.1, 0.2):
+        part.write_text(f"defaults: [adamw, _self_]\nweight_decay: {decay}\n")
+        if decay == 0.1:
+            start(tmp_path / "search", *typed, "search.trials=1")
+    with pytest.raises(MedvisionError, match=r"something else:\n  optimizer.weight_decay: 0.1 -> 0.2\nType the same"):
+        start(tmp_path / "search", *typed, "search.trials=2")
+    assert begun.begun == [0]
+
+
 class Model(pl.LightningModule):
     """Its validation metric is a list."""
 
