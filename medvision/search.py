@@ -61,7 +61,7 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
         study = Study(journal, space, task.mode == "max", options.seed, rungs, asked)
         wanted, count = gpus.wish(cfg.trainer.accelerator, cfg.trainer.devices), gpus.processes(cfg.trainer.devices)
         search = Search(place, study, words, options.trials, options.workers, options.timeout, wanted, count)
-        log.info("search folder: %s; hydra.sweep.dir=%s goes on with it after any stop", place, quoted(place))
+        log.info("search folder: %s; %s goes on with it after any stop", place, search.again)
         search.run()
         report(search, task.monitor, task.mode == "max", cfg.data.spec.name)
     _complain(search)
@@ -93,6 +93,11 @@ class Search:
     _stop: threading.Event = field(default_factory=threading.Event)
     _composing: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def again(self) -> str:
+        """The word with which the same command goes on, as the shell reads it."""
+        return shlex.quote(f"hydra.sweep.dir={quoted(self.folder)}")
+
     def overrides(self, trial: Trial) -> list[str]:
         """The values of a trial among those that all have."""
         return [w if isinstance(w, str) else f"{w.name}={trial.params[w.name]}" for w in self.words]
@@ -117,7 +122,7 @@ class Search:
             except BaseException as error:
                 self._stop.set()
                 if isinstance(error, KeyboardInterrupt):
-                    raise MedvisionError(f"interrupted; hydra.sweep.dir={quoted(self.folder)} goes on") from None
+                    raise MedvisionError(f"interrupted; {self.again} goes on") from None
                 raise
 
     def _work(self, here: list[str], began: float) -> None:
@@ -267,7 +272,8 @@ def report(search: Search, metric: str, maximise: bool, data: str) -> None:
         print(
             f"the {metric} of the best trial flatters: it was chosen by it. Nobody has looked at test; to do so, once:"
         )
-        print(f"  python -m medvision.evaluate run={quoted(search.place(best).path)}")
+        run = f"run={quoted(search.place(best).path)}"
+        print(f"  {shlex.join(['python', '-m', 'medvision.evaluate', run])}")
         print(f"or train with these values again, perhaps with other seeds:\n  {again}")
     print(f"results: {search.folder / 'search.json'}")
 
