@@ -45,7 +45,7 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     made = not folder.exists()
     place = prepare(cfg, folder, overrides)
     try:
-        begun = _begun(place)
+        begun = _begun(place, load_config(place))
     except BaseException:
         shutil.rmtree(place.path if made else place.config.parent)  # refused: as if nothing had been asked
         raise
@@ -59,7 +59,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         MedvisionError: If the folder holds no run, or the config is to be changed.
     """
     place = RunFolder(folder.expanduser().resolve())
-    load_config(place)
+    cfg = load_config(place)
     stored = _typed(place)
     typed = [o for o in overrides if not o.startswith(("resume=", "hydra.")) and o != cli.TRACEBACK]
     if typed and (changed := changes(_composed(stored), _composed([*stored, *typed]))):
@@ -69,7 +69,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
             + "\nLeave them out; or start a new run from its weights and optimizer with "
             f"ckpt_path={place.last} and the new values"
         )
-    execute(*_begun(place))
+    execute(*_begun(place, cfg))
 
 
 def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None:
@@ -97,7 +97,7 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
         again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
     new = prepare(cfg, again, _typed(place))
     try:
-        begun = _begun(new)
+        begun = _begun(new, load_config(new))
         changed = _changed_since(place, begun[0])
         exact = begun[1][0].strategy.root_device.type == "cpu" or bool(cfg.trainer.deterministic)
     except BaseException:
@@ -157,14 +157,13 @@ def _typed(place: RunFolder) -> list[str]:
     return [str(o) for o in OmegaConf.load(place.overrides)] if place.overrides.exists() else []
 
 
-def _begun(place: RunFolder) -> "tuple[Run, Training]":
+def _begun(place: RunFolder, cfg: DictConfig) -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images.
 
     What the config left to the data, as which files a list excludes, is then part of it.
     """
     from medvision.build import build
 
-    cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())
     run.folder = place
     if cfg.ckpt_path is not None and not place.last.exists():
