@@ -1,7 +1,7 @@
 """Pictures: sheets of images with truth and prediction, curves of trainings, distributions."""
 
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +209,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
     What is shown to be a difference is dark, the rest grey; without bounds there is only the value.
     """
     rows = max(len(values) for values in panels.values())
-    with charted(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (9, (1.1 + _row_height(panels) * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             for n, (value, low, high, clear) in enumerate(values.values()):
                 colour = "black" if clear else "grey"
@@ -226,7 +226,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
 def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draws for each panel and name the probability of each rank, the darker the likelier."""
     rows = max(len(values) for values in panels.values())
-    with charted(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + _row_height(panels) * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             shares = np.array([*values.values()])
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -239,9 +239,18 @@ def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> No
             _name_rows(axes, title, [*values])
 
 
+def _row_height(panels: Mapping[str, Iterable[str]]) -> float:
+    """The height of a row that holds all lines of the longest name."""
+    return max(0.45, *(0.16 * len(_lines(name)) for names in panels.values() for name in names))
+
+
+def _lines(name: str) -> list[str]:
+    return textwrap.wrap(name, 40)
+
+
 def _name_rows(axes: "Axes", title: str, names: Sequence[str]) -> None:
     """Names the rows of a chart, in several lines where they are long; a $ is a $."""
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
+    axes.set_yticks(range(len(names)), ["\n".join(_lines(name)) for name in names], fontsize=9)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_title(textwrap.fill(title, 110), fontsize=10, loc="right", parse_math=False)
