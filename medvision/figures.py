@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +233,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
     What is shown to be a difference is dark, the rest grey; without bounds there is only the value.
     """
     rows = max(len(values) for values in panels.values())
-    with charted(path, len(panels), 1, (9, (1.1 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (9, (1.1 + _row_height(panels) * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             for n, (value, low, high, clear) in enumerate(values.values()):
                 colour = "black" if clear else "grey"
@@ -250,7 +250,7 @@ def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | No
 def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draws for each panel and name the probability of each rank, the darker the likelier."""
     rows = max(len(values) for values in panels.values())
-    with charted(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + 0.45 * rows) * len(panels))) as charts:
+    with charted(path, len(panels), 1, (6 + 0.7 * rows, (1.4 + _row_height(panels) * rows) * len(panels))) as charts:
         for axes, (title, values) in zip(charts, panels.items(), strict=True):
             shares = np.array([*values.values()])
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -263,9 +263,18 @@ def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> No
             _name_rows(axes, title, [*values])
 
 
+def _row_height(panels: Mapping[str, Iterable[str]]) -> float:
+    """The height of a row that holds all lines of the longest name."""
+    return max(0.45, *(0.16 * (1 + _row_name(name).count("\n")) for names in panels.values() for name in names))
+
+
+def _row_name(name: str) -> str:
+    return plain(name, 40, 9)
+
+
 def _name_rows(axes: "Axes", title: str, names: Sequence[str]) -> None:
     """Names the rows of a chart, in several lines where they are long."""
-    axes.set_yticks(range(len(names)), [plain(name, 40, 9) for name in names], fontsize=9)
+    axes.set_yticks(range(len(names)), [_row_name(name) for name in names], fontsize=9)
     axes.set_title(plain(title, 110, 9), fontsize=10, loc="right")
 
 

@@ -145,16 +145,15 @@ def _table(table: Table) -> str:
 
 
 def _runs(found: Comparison) -> Table:
+    folds = ["fold"] if any("fold" in run for variant in found.variants for run in variant.runs) else []
     rows = []
     for variant in found.variants:
         for run in variant.runs:
-            facts = [
-                Path(run["folder"]).name,
-                variant.name,
-                *(_shown(run.get(key)) for key in ("seed", "fold", "epoch")),
-            ]
-            rows.append([*facts, *(number(run["metrics"][metric]) for metric in found.metrics)])
-    return Table("", ["run", "variant", "seed", "fold", "epoch", *found.metrics], rows, words=(0, 1))
+            of_folds = [str(run.get(name, 0)) for name in folds]
+            epoch = "-" if run["epoch"] is None else str(run["epoch"])
+            values = [number(run["metrics"][metric]) for metric in found.metrics]
+            rows.append([Path(run["folder"]).name, variant.name, str(run["seed"]), *of_folds, epoch, *values])
+    return Table("", ["run", "variant", "seed", *folds, "epoch", *found.metrics], rows, words=(0, 1))
 
 
 def _commands(found: Comparison) -> str:
@@ -169,10 +168,6 @@ def _configs(found: Comparison) -> str:
     rows = [[key, *(word(variant.config[key]) for variant in found.variants)] for key in keys]
     header = ["entry", *(variant.name for variant in found.variants)]
     return _table(Table("", header, rows, words=range(len(header))))
-
-
-def _shown(value: Any) -> str:
-    return "-" if value is None else str(value)
 
 
 def _curves(found: Comparison, histories: Mapping[str, Sequence[Row]]) -> str:

@@ -1,3 +1,5 @@
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -315,6 +317,16 @@ def test_ranks_are_shares_in_rows(tmp_path, drawn):
     assert [text.get_text() for text in axes.texts] == texts
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_long_names_of_rows_do_not_meet(tmp_path, drawn):
+    names = ["short", "x" * 300, "model.name=a, " * 15]
+    forest(tmp_path / "f.png", {"dice": dict.fromkeys(names, (0.0, -0.1, 0.1, False))})
+    ranks(tmp_path / "r.png", {"dice": dict.fromkeys(names, (0.5, 0.3, 0.2))})
+    for figure in drawn:
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
 
 
 def test_probabilities_beside_their_image(tmp_path, drawn):

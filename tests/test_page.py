@@ -118,6 +118,14 @@ def test_it_holds_what_the_terminal_shows():
     assert {"conclusion", "most", "browser", "runs"} <= {*read.ids}
 
 
+def test_folds_have_a_column_where_there_are_any():
+    found = made()
+    assert "fold" not in Reader(render(found, {})).text.split()
+    found.variants[1].runs[0]["fold"] = 2
+    text = Reader(render(found, {})).text
+    assert "run variant seed fold epoch dice r0 model=m0 1 0 - 0.5000 r1 model=m1 1 2 - 0.5100" in text
+
+
 def test_names_are_text_and_data_cannot_end_its_script():
     names = [f"model={EVIL}{n}" for n in range(3)]
     pictures = {"images": [{"id": EVIL}], "missing": None}
