@@ -224,7 +224,7 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
             axes.invert_yaxis()  # the first on top
             axes.margins(x=0.2)  # for what stands beside
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
 
 
 def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None, bool]]]) -> None:
