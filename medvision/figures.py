@@ -158,10 +158,9 @@ def _fitted(width: int, height: int) -> tuple[int, int]:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """A line, cut where it is longer than a picture of a gallery is wide."""
-    if font.getlength(text) <= TILE:
-        return text
-    return next(f"{text[:n]}…" for n in range(len(text), -1, -1) if font.getlength(f"{text[:n]}…") <= TILE)
+    """A line, without its middle where it is longer than a picture of a gallery is wide: names differ at the end."""
+    cut = (f"{text[:n]}…{text[len(text) - n :]}" for n in range(len(text) // 2, -1, -1))
+    return text if font.getlength(text) <= TILE else next(line for line in cut if font.getlength(line) <= TILE)
 
 
 def overlay(image: Pixels, masks: NDArray[np.bool_]) -> Pixels:
@@ -224,7 +223,7 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
             axes.invert_yaxis()  # the first on top
             axes.margins(x=0.2)  # for what stands beside
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
 
 
 def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None, bool]]]) -> None:

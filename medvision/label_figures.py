@@ -77,7 +77,7 @@ def page(
     size = (whole * SIDE + wide + 1, SIDE * len(shown) + 0.6)
     with charted(path, len(shown), whole + 1, size, width_ratios=[*[SIDE] * whole, wide]) as charts:
         figure: Any = charts[0].figure
-        figure.suptitle(title)
+        figure.suptitle(plain(title, 180, 3))
         for k, row in zip(shown, np.reshape(np.array(charts, object), (len(shown), -1)), strict=True):
             p, t, d, name = probability[:, k], truth[:, k], decided[:, k], classes[k]
             _curves(row[0], row[1], p, t, d, bootstrap)

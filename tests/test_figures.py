@@ -266,6 +266,14 @@ def test_curves_of_classes_are_named_as_they_are_while_there_are_few(tmp_path, d
     assert [text.get_text() for text in few.get_texts()] == [r"\$a^\$", " _b", "much " * 5 + "…"] and many is None
 
 
+def test_a_long_caption_keeps_its_ends(tmp_path):
+    image, none = np.full((4, 4, 3), 9, np.uint8), np.zeros((0, 4, 4), bool)
+    for n, name in enumerate(["one/" + "long " * 20 + "/1.png", "one/" + "long " * 20 + "/2.png", "one/…/2.png"]):
+        gallery(tmp_path / f"{n}.png", [Tile(name, image, none)], [], "", columns=1)
+    first, second, third = ((tmp_path / f"{n}.png").read_bytes() for n in range(3))
+    assert len({first, second, third}) == 3
+
+
 @pytest.mark.parametrize("word", ["Größe", "naïve", "ήλιος", "кожа"])
 def test_captions_have_the_letters_of_their_words(word, tmp_path):
     image, none = np.full((4, 4, 3), 9, np.uint8), np.zeros((0, 4, 4), bool)
