@@ -5,6 +5,7 @@ The same command on the same folder goes on: what is finished stays, all else is
 
 import json
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from medvision import cli
-from medvision.configs import changes, portable, prepare, require_own
+from medvision.configs import changes, flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, writable_folder, write_json
 from medvision.gpus import processes, wish
@@ -200,8 +201,11 @@ def _asked_to_stop(stop: Event) -> Iterator[None]:
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(json.dumps(portable(cfg)))
-    return config
+    config = portable(cfg)
+    if wrong := [f"{k}={v}" for k, v in flat(config).items() if isinstance(v, float) and not math.isfinite(v)]:
+        raise MedvisionError(f"{', '.join(wrong)}: {PLAN} holds finite numbers alone; choose one")
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:

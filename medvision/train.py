@@ -43,7 +43,7 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     if cfg.check:
         raise MedvisionError("check=true goes with repeat=<folder>, of which it says what has changed since")
     with _prepared(cfg, folder, overrides) as place:
-        begun = _begun(place)
+        begun = _begun(place, load_config(place))
     execute(*begun)
 
 
@@ -54,7 +54,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         MedvisionError: If the folder holds no run, or the config is to be changed.
     """
     place = RunFolder(folder.expanduser().resolve())
-    load_config(place)
+    cfg = load_config(place)
     stored = _typed(place)
     typed = [o for o in overrides if not o.startswith(("resume=", "hydra.")) and o != cli.TRACEBACK]
     if typed and (changed := changes(_composed(stored), _composed([*stored, *typed]))):
@@ -64,7 +64,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
             + "\nLeave them out; or start a new run from its weights and optimizer with "
             f"ckpt_path={place.last} and the new values"
         )
-    execute(*_begun(place))
+    execute(*_begun(place, cfg))
 
 
 def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None:
@@ -91,7 +91,7 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
     if not any(o.startswith("hydra.run.dir=") for o in overrides):
         again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
     with _prepared(cfg, again, _typed(place), keep=not check) as new:
-        begun = _begun(new)
+        begun = _begun(new, load_config(new))
         changed = _changed_since(place, begun[0])
         if not (begun[1][0].strategy.root_device.type == "cpu" or cfg.trainer.deterministic):
             changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
@@ -160,14 +160,13 @@ def _prepared(cfg: DictConfig, folder: Path, overrides: Sequence[str], keep: boo
             shutil.rmtree(place.path if made else place.config.parent)
 
 
-def _begun(place: RunFolder) -> "tuple[Run, Training]":
+def _begun(place: RunFolder, cfg: DictConfig) -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images.
 
     What the config left to the data, as which files a list excludes, is then part of it.
     """
     from medvision.build import build
 
-    cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())
     run.folder = place
     if cfg.ckpt_path is not None and not place.last.exists():

@@ -185,7 +185,7 @@ def test_the_surest_mistakes_are_named_and_of_the_classes_that_are_mistaken(tmp_
     ]
     data, sheets = SimpleNamespace(splits={"test": samples}, spec=SimpleNamespace(in_channels=3)), {}
     monkeypatch.setattr(figures, "gallery", lambda path, tiles, *_: sheets.update({path.name: tiles}))
-    one.draw(tmp_path / "p.png", None, data, Decision((0.05, 0.3)))
+    one.draw(tmp_path / "p.png", data, Decision((0.05, 0.3)))
     every, mistakes = ([tile.caption for tile in sheets[name]] for name in ("p.png", "p_mistakes.png"))
     assert every == ["x\n0.10 a\nsaid: a + b", "y\n0.20 a\nsaid: a + b", "z\n0.90 a"]
     assert mistakes == ["y\n0.20 a\nsaid: a + b", "x\n0.64 a\nsaid: a + b"]  # that a is there was said of x

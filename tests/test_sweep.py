@@ -177,6 +177,12 @@ def test_the_same_job_twice_is_refused(start):
     assert not (start.folder / "0").exists()
 
 
+def test_what_json_cannot_hold_is_refused(start):
+    with pytest.raises(MedvisionError, match=r"^trainer.gradient_clip_val=inf: sweep.json holds finite numbers alone"):
+        start("trainer.gradient_clip_val=1,inf")
+    assert not start.folder.exists()
+
+
 def test_a_folder_of_other_runs_is_refused(start):
     start("seed=1,2")
     (start.folder / "sweep.json").unlink()
