@@ -123,7 +123,8 @@ class Target:
     def _of_label(self, probability: Tensor) -> Choice:
         classes = self.spec.classes
         if self.word != "predicted":
-            return Choice(0 if self.word == "positive" else classes.index(self.word), self._name())
+            name = classes[0] if self.word == "positive" else self.word
+            return Choice(classes.index(name), name)
         if self.spec.kind == "binary" and float(probability[0]) < (self.threshold or [0.5])[0]:
             return Choice(0, f"not {classes[0]}", -1)
         there = probability >= probability.new_tensor(self.threshold or [0] * len(classes))
@@ -151,9 +152,6 @@ class Target:
     def _pixel(self, where: Tensor) -> tuple[int, int]:
         assert self.point is not None
         return int(self.point[0] * where.shape[0]), int(self.point[1] * where.shape[1])
-
-    def _name(self) -> str:
-        return self.spec.classes[0] if self.word == "positive" else self.word
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from medvision.models import EncoderModel, feature_maps, layer_names
 PREFIX = 16  # tokens that are of no place, such as a class token and registers, at most
 
 
-def as_maps(answer: Tensor, layer: str = "", size: Sequence[int] = ()) -> Tensor:
+def as_maps(answer: Tensor, layer: str = "", *, size: Sequence[int]) -> Tensor:
     """What a layer answers, as maps (N, C, h, w).
 
     Args:
@@ -68,7 +68,7 @@ def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]
         # some transformers fold their tokens into the batch
         if isinstance(answer, Tensor) and answer.ndim in (3, 4) and len(answer) == len(image) and answer.requires_grad:
             with contextlib.suppress(MedvisionError):
-                shape = as_maps(answer, name, padded).shape[2:]
+                shape = as_maps(answer, name, size=padded).shape[2:]
                 if min(shape) > 1 and _deviation(shape, padded) <= 1:
                     maps.append((name, answer))
 
@@ -81,7 +81,7 @@ def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]
             answers = [answer for _, answer in maps]
             gradients = torch.autograd.grad(logits.sum(), answers, allow_unused=True) if answers else ()
     found = [
-        (name, as_maps(gradient, name, padded))
+        (name, as_maps(gradient, name, size=padded))
         for (name, _), gradient in zip(maps, gradients, strict=True)
         if gradient is not None and uses[name] == 1
     ]
@@ -122,7 +122,7 @@ def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[
     def add(name: str, answer: Any) -> None:
         if isinstance(answer, Tensor):
             with contextlib.suppress(MedvisionError):
-                answer = as_maps(answer, name, padded)
+                answer = as_maps(answer, name, size=padded)
             found[name] = answer
         else:
             for number, part in enumerate(answer):
