@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
@@ -33,6 +34,10 @@ def _principal(values: Tensor) -> Tensor:
     return heat.view(-1, *values.shape[2:])
 
 
+def _grad_cam(a: Tensor, g: Tensor) -> Tensor:
+    return (g.mean(DIMS, keepdim=True) * a).sum(1)
+
+
 def _plus_plus(a: Tensor, g: Tensor) -> Tensor:
     alpha = g**2 / (2 * g**2 + a.sum(DIMS, keepdim=True) * g**3 + 1e-6)
     return ((g.clamp(min=0) * torch.where(g != 0, alpha, 0)).sum(DIMS, keepdim=True) * a).sum(1)
@@ -43,7 +48,7 @@ def _x_grad(a: Tensor, g: Tensor) -> Tensor:
 
 
 RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grad_cam": lambda a, g: (g.mean(DIMS, keepdim=True) * a).sum(1),  # arXiv:1610.02391
+    "grad_cam": _grad_cam,  # arXiv:1610.02391
     "grad_cam_plus_plus": _plus_plus,  # arXiv:1710.11063
     "hires_cam": lambda a, g: (g * a).sum(1),  # arXiv:2011.08891
     "element_wise": lambda a, g: (g * a).clamp(min=0).sum(1),  # as hires_cam, without what speaks against the class
@@ -52,8 +57,12 @@ RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "eigen_cam": lambda a, g: _principal(a),  # arXiv:2008.00299
     "eigen_grad_cam": lambda a, g: _principal(g * a),
     "seg_eigen_cam": lambda a, g: _principal(g.abs() * a),  # doi:10.3390/app15137562
+    "finer_cam": _grad_cam,  # arXiv:2501.11309, of `_finer`
+    "shapley_cam": _grad_cam,  # arXiv:2501.06261, of `_of_second_order`
 }
 """Heat (N, h, w) of what a layer answers and of its gradient, both (N, C, h, w)."""
+SIMILAR = 3
+"""Classes that `finer_cam` tells the one that is explained from."""
 OF_LIBRARY = {"score_cam": "ScoreCAM", "ablation_cam": "AblationCAM", "kpca_cam": "KPCA_CAM", "fem": "FEM"}
 """Methods of pytorch_grad_cam that need a pass, or very many, for each layer."""
 METHODS = [*RULES, *OF_LIBRARY]
@@ -181,8 +190,8 @@ def explain(
     """Explains what a network answers.
 
     All layers, and all methods of `RULES`, share one forward and one backward pass, which stops at the first of the
-    layers and computes no gradient of a weight. Frozen networks are explained like others. Modes, gradients and weights
-    are left as they are.
+    layers and computes no gradient of a weight; `finer_cam` has a backward pass of its own, `shapley_cam` one for each
+    layer. Frozen networks are explained like others. Modes, gradients and weights are left as they are.
 
     Args:
         model: The network, in float32.
@@ -193,38 +202,76 @@ def explain(
         choices: What is explained instead, one for each image.
 
     Raises:
-        MedvisionError: If there is no such method or layer, or a layer has no map that the answer depends on.
+        MedvisionError: If there is no such method or layer, a layer has no map that the answer depends on, or the
+            method is not for such classes.
     """
     require_methods(methods)
+    if "finer_cam" in methods and (target.spec.target, target.spec.kind) != ("label", "multiclass"):
+        raise MedvisionError(f"finer_cam tells exclusive labels apart, which {target.spec.name} has not; leave it out")
     with evaluating(model):
         with torch.inference_mode(False), torch.enable_grad():
             seen = image.clone().requires_grad_()  # a frozen network has gradients too
-            with recording(model, layers) as answers, padded_size(model, image) as padded:
+            # the attention of two gradients; fused ones have but one
+            attention = sdpa_kernel(SDPBackend.MATH) if "shapley_cam" in methods else contextlib.nullcontext()
+            with attention, recording(model, layers) as answers, padded_size(model, image) as padded:
                 logits = model.forward(seen)
             choices = list(choices or target.choose(logits))
             raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
-            score = torch.stack([choice(one) for choice, one in zip(choices, logits, strict=True)]).sum()
-            gradients = torch.autograd.grad(score, list(raw.values()), allow_unused=True)
-        if silent := [name for name, gradient in zip(raw, gradients, strict=True) if gradient is None]:
-            raise MedvisionError(f"the answer does not depend on what {silent} answer; choose other layers")
+            gradients = _gradients(methods, raw, logits, choices)
         with torch.no_grad():
             size, maps = image.shape[-2:], partial(as_maps, size=padded)
-            pairs = [
-                (maps(a.detach().float(), name).nan_to_num(0, 0, 0), maps(g.float(), name).nan_to_num(0, 0, 0))
-                for (name, a), g in zip(raw.items(), gradients, strict=True)
-            ]
             heat: dict[str, Tensor] = {}
             for method in methods:
-                if method in RULES:
-                    of_layers = [scale(RULES[method](*pair), padded, size) for pair in pairs]
-                else:
-                    whole = _pad(image, padded, "replicate")
-                    found = [_by_library(method, model, whole, name, a, choices) for name, a in raw.items()]
-                    of_layers = [_from_0_to_1(one[:, : size[0], : size[1]]) for one in found]
-                heat[method] = torch.stack(of_layers, 1)
+                each = []
+                for (name, a), g in zip(raw.items(), gradients[method], strict=True):
+                    if method in RULES:
+                        pair = [maps(values.detach().float(), name).nan_to_num(0, 0, 0) for values in (a, g)]
+                        each.append(scale(RULES[method](*pair), padded, size))
+                    else:
+                        whole = _by_library(method, model, _pad(image, padded, "replicate"), name, a, choices)
+                        each.append(_from_0_to_1(whole[:, : size[0], : size[1]]))
+                heat[method] = torch.stack(each, 1)
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
+
+
+def _gradients(
+    methods: Sequence[str], answers: Mapping[str, Tensor], logits: Tensor, choices: Sequence[Choice]
+) -> dict[str, Sequence[Tensor]]:
+    """For each method the gradient of its score for what each layer answers."""
+    values, second = [*answers.values()], "shapley_cam" in methods
+    score = torch.stack([choice(one) for choice, one in zip(choices, logits, strict=True)]).sum()
+    again = second or "finer_cam" in methods
+    found = torch.autograd.grad(score, values, allow_unused=True, retain_graph=again, create_graph=second)
+    if silent := [name for name, gradient in zip(answers, found, strict=True) if gradient is None]:
+        raise MedvisionError(f"the answer does not depend on what {silent} answer; choose other layers")
+    result: dict[str, Sequence[Tensor]] = dict.fromkeys(methods, found)
+    if "finer_cam" in methods:
+        result["finer_cam"] = torch.autograd.grad(_finer(logits, choices), values, retain_graph=True)
+    if second:
+        result["shapley_cam"] = [_of_second_order(*pair) for pair in zip(values, found, strict=True)]
+    return result
+
+
+def _finer(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """How far classes are before those of the nearest logits (N, K), weighed by the probabilities of these."""
+    score = logits.new_zeros(())
+    for of, probability, choice in zip(logits, logits.softmax(1), choices, strict=True):
+        near = (of.detach() - of[choice.index].detach()).abs()
+        near[choice.index] = -1
+        others = near.argsort(stable=True)[1 : 1 + SIMILAR]
+        weights = probability[others]
+        score = score + (weights * (of[choice.index] - of[others])).sum() / (weights.sum() + 1e-9)
+    return score
+
+
+def _of_second_order(answer: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient less half the product of the layer's own Hessian with what it answers."""
+    if not gradient.requires_grad:
+        return gradient
+    (bent,) = torch.autograd.grad(gradient, answer, answer.detach(), retain_graph=True, allow_unused=True)
+    return gradient if bent is None else gradient - bent / 2
 
 
 def require_methods(methods: Sequence[str], option: str = "method", *also: str) -> None:

@@ -147,6 +147,54 @@ def test_principal_components_are_the_librarys_but_for_their_sign(method, net, i
     np.testing.assert_allclose(found, scale(torch.from_numpy(heat), SIZE, SIZE), atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_the_finer_cam_is_the_librarys(classes, frozen, image, spec):
+    torch.manual_seed(0)
+    net, layers = Net(classes).eval(), ["first", "second"]
+    names = [*"abcdefg"[:classes]]
+    target = of_labels(spec, "b", classes=names, num_outputs=classes)
+    found = explain(net.requires_grad_(not frozen), image, layers, ["grad_cam", "finer_cam"], target).heat
+    for n, layer in enumerate(layers):
+        cam = pytorch_grad_cam.FinerCAM(net, [net.get_submodule(layer)])
+        library = [cam(image[[i]].requires_grad_(), target_idx=1)[0] for i in range(len(image))]
+        np.testing.assert_allclose(found["finer_cam"][:, n], library, atol=1e-5)
+    assert not torch.allclose(found["finer_cam"], found["grad_cam"], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_the_finer_cam_is_of_exclusive_classes(kind, net, image, spec):
+    with pytest.raises(
+        MedvisionError, match="finer_cam tells exclusive labels apart, which tiny has not; leave it out"
+    ):
+        explain(net, image, ["first"], ["finer_cam"], of_labels(spec, kind=kind))
+
+
+@pytest.mark.parametrize("act", [nn.SiLU, nn.ReLU])
+def test_the_shapley_cam_is_the_librarys(act, net, image, spec):
+    net.act, layers = act(), ["first", "norm", "second"]
+    net.head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    found = explain(net, image, layers, ["grad_cam", "shapley_cam"], of_labels(spec, "b")).heat
+    for n, layer in enumerate(layers):
+        expected = by_library("ShapleyCAM", net, image, layer, [ClassifierOutputTarget(1)] * 2)
+        np.testing.assert_allclose(found["shapley_cam"][:, n], expected, atol=1e-5)
+    assert not torch.allclose(found["shapley_cam"], found["grad_cam"], atol=1e-3)
+
+
+def test_the_shapley_cam_of_attention(spec):
+    """With fused attention, which has no second derivative; against one that is written down, frozen and not."""
+    torch.manual_seed(0)
+    model, image = Classifier("vit_tiny_patch16_224", num_outputs=2).eval(), torch.randn(2, 3, 224, 224)
+    layers, target = ["encoder.blocks.6.norm1", "encoder.blocks.11.norm1"], of_labels(spec, "b", image_size=(224, 224))
+    found = explain(model, image, layers, ["grad_cam", "shapley_cam"], target).heat
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    written = explain(model.requires_grad_(False), image, layers, ["shapley_cam"], target).heat
+    torch.testing.assert_close(found["shapley_cam"], written["shapley_cam"], atol=1e-4, rtol=0)
+    assert not torch.allclose(found["shapley_cam"], found["grad_cam"], atol=1e-3)
+
+
 @pytest.mark.parametrize("method", OF_LIBRARY)
 def test_other_methods_are_the_librarys(method, net, image, spec):
     layers = ["first", "norm", "second"]
