@@ -18,6 +18,7 @@ from medvision.errors import MedvisionError
 from medvision.files import read_json
 from medvision.metrics import BOUNDARY, COUNTS, EMPTY, LabelRows, MaskRows, Rows
 from medvision.runs import RunFolder
+from medvision.terminal import command
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def find_runs(folder: Path) -> list[RunFolder]:
     """
     if RunFolder(folder).config.exists():
         if not RunFolder(folder).metrics.exists():
-            raise MedvisionError(f"{folder} is not finished; go on with python -m medvision.train resume={folder}")
+            raise MedvisionError(f"{folder} is not finished; go on with {command('train', 'resume', folder)}")
         return [RunFolder(folder)]
     found = [RunFolder(config.parents[1]) for config in folder.rglob(".hydra/config.yaml")]
     found.sort(key=lambda place: [(len(part) * part.isdigit(), part) for part in place.path.parts])
