@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
-from medvision.jobs import quoted
+from medvision.terminal import quoted
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 """Which of the processes of a training this is; those above 0 are started by the first and say nothing."""

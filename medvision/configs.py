@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medvision.errors import MedvisionError
 from medvision.files import writable_folder, write_text
 from medvision.runs import RunFolder
+from medvision.terminal import command
 
 OF_A_COMMAND = ("hydra", "launcher", "resume", "repeat", "check", "traceback")
 """Entries that say how to run and not what."""
@@ -32,7 +33,8 @@ def prepare(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> RunFolde
     place = RunFolder(folder.expanduser().resolve())
     if place.config.exists():
         raise MedvisionError(
-            f"{place.path} already holds a run; go on with it by resume={folder}, or choose another hydra.run.dir"
+            f"{place.path} already holds a run; go on with {command('train', 'resume', folder)}, or choose another "
+            "hydra.run.dir"
         )
     stored = portable(cfg)
     writable_folder(place.config.parent, "hydra.run.dir=<folder> or MEDVISION_RUNS")

@@ -17,6 +17,7 @@ from threading import Event
 from typing import BinaryIO
 
 from medvision.runs import RunFolder
+from medvision.terminal import quoted
 
 LOG = "output.log"
 """What a job prints, below its folder; each start adds to it."""
@@ -53,12 +54,6 @@ class Outcome:
 def resume_command(folder: Path) -> list[str]:
     """Begins a prepared run folder, or goes on with it; also where the folder's name has an `=` or a comma."""
     return ["-m", "medvision.train", f"resume={quoted(folder)}"]
-
-
-def quoted(path: Path | str) -> str:
-    """A path or text as a value on the command line, which Hydra reads as it is."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w/.+@~-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
 def finished(folder: Path) -> Outcome | None:

@@ -162,7 +162,7 @@ class Ray:
 
 @dataclass
 class Slurm:
-    """Jobs of Slurm, by submitit, one array for those that need the same; requeued at their time limit.
+    """Jobs of Slurm, by submitit, one array for those that need the same; requeued at their time limit, three times.
 
     Attributes:
         cluster: `slurm`, or `local` to try it out with processes on this machine.

@@ -17,7 +17,7 @@ from medvision.metrics import NAMES
 from medvision.runs import RunFolder
 from medvision.selection import draw
 from medvision.tasks import SegmentationTask
-from medvision.terminal import print_rows
+from medvision.terminal import command, print_rows
 
 log = logging.getLogger(__name__)
 
@@ -232,4 +232,4 @@ def require_finished(place: RunFolder) -> None:
         MedvisionError: If the run has no results yet.
     """
     if place.config.exists() and not place.metrics.exists():
-        raise MedvisionError(f"{place.path} is not finished; go on with python -m medvision.train resume={place.path}")
+        raise MedvisionError(f"{place.path} is not finished; go on with {command('train', 'resume', place.path)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_json
+from medvision.terminal import command
 
 if TYPE_CHECKING:
     from medvision.data import ImageDataModule
@@ -118,7 +119,7 @@ class RunFolder:
         if not self.best.exists():
             raise MedvisionError(
                 f"{self.best} is missing: no epoch of this run was finished. Go on with "
-                f"python -m medvision.train resume={self.path}"
+                f"{command('train', 'resume', self.path)}"
             )
         return self.best
 

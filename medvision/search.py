@@ -17,10 +17,10 @@ from medvision import cli, gpus
 from medvision.configs import flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_json
-from medvision.jobs import LOG, Outcome, finished, quoted, run_job, share_of_cpus
+from medvision.jobs import LOG, Outcome, finished, run_job, share_of_cpus
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial, require_optuna
-from medvision.terminal import print_rows
+from medvision.terminal import command, print_rows, quoted
 
 log = logging.getLogger("medvision.search")  # __name__ is __main__ here
 
@@ -272,8 +272,7 @@ def report(search: Search, metric: str, maximise: bool, data: str) -> None:
         print(
             f"the {metric} of the best trial flatters: it was chosen by it. Nobody has looked at test; to do so, once:"
         )
-        run = f"run={quoted(search.place(best).path)}"
-        print(f"  {shlex.join(['python', '-m', 'medvision.evaluate', run])}")
+        print(f"  {command('evaluate', 'run', search.place(best).path)}")
         print(f"or train with these values again, perhaps with other seeds:\n  {again}")
     print(f"results: {search.folder / 'search.json'}")
 

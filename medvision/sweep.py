@@ -25,10 +25,10 @@ from medvision.configs import changes, flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, writable_folder, write_json
 from medvision.gpus import processes, wish
-from medvision.jobs import LOG, Outcome, finished, quoted
+from medvision.jobs import LOG, Outcome, finished
 from medvision.launchers import Job
 from medvision.runs import RunFolder
-from medvision.terminal import print_rows
+from medvision.terminal import print_rows, quoted
 
 log = logging.getLogger("medvision.sweep")
 

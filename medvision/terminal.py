@@ -1,7 +1,10 @@
-"""Tables on the terminal. Imports no torch."""
+"""What is shown on the terminal: tables, and commands as they are typed there. Imports no torch."""
 
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -19,3 +22,14 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
         table.add_row(*(Text(cell) for cell in row))  # [ and ] are no markup
     print(title)
     Console(width=None if terminal else 1000).print(table)  # a line of a file is not broken
+
+
+def quoted(path: Path | str) -> str:
+    """A path or text as a value on the command line, which Hydra reads as it is."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w/.+@~-]+", text, re.ASCII) else "'" + text.replace("'", "\\'") + "'"
+
+
+def command(verb: str, name: str, path: Path) -> str:
+    """A command with a path, as the shell reads it: `command("train", "resume", folder)`."""
+    return shlex.join(["python", "-m", f"medvision.{verb}", f"{name}={quoted(path)}"])

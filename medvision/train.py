@@ -1,7 +1,6 @@
 """`python -m medvision.train model=unetv2 data=isic2017`: from an archive to an evaluated run."""
 
 import logging
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from medvision.errors import MedvisionError
 from medvision.files import end_with_parent, locked, read_json
 from medvision.jobs import resume_command
 from medvision.runs import RunFolder
-from medvision.terminal import print_rows
+from medvision.terminal import command, print_rows
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -284,8 +283,7 @@ def _interruptible(place: RunFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        command = shlex.join(["python", *resume_command(place.path)])
-        raise MedvisionError(f"interrupted; go on with: {command}") from None
+        raise MedvisionError(f"interrupted; go on with: {command('train', 'resume', place.path)}") from None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from medvision.errors import MedvisionError
 from medvision.files import read_json
 from medvision.metrics import BOUNDARY, COUNTS, EMPTY, LabelRows, MaskRows, Rows
 from medvision.runs import RunFolder
+from medvision.terminal import command
 
 REPETITIONS = ("seed", "split_seed", "fold")
 """Entries, wherever they stand, that repeat a training and do not make another variant."""
@@ -72,7 +73,7 @@ def find_runs(folder: Path) -> tuple[list[RunFolder], list[RunFolder]]:
     """
     if RunFolder(folder).config.exists():
         if not RunFolder(folder).metrics.exists():
-            raise MedvisionError(f"{folder} is not finished; go on with python -m medvision.train resume={folder}")
+            raise MedvisionError(f"{folder} is not finished; go on with {command('train', 'resume', folder)}")
         return [RunFolder(folder)], []
     found = [RunFolder(config.parents[1]) for config in folder.rglob(".hydra/config.yaml")]
     found.sort(key=lambda place: [(len(part) * part.isdigit(), part) for part in place.path.parts])

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from medvision import jobs
-from medvision.jobs import LOG, finished, quoted, reason, run_job, share_of_cpus, threads
+from medvision.jobs import LOG, finished, reason, run_job, share_of_cpus, threads
 
 RESULT = '{{"monitor": {{"name": "val/dice", "value": 0.5}}}}'
 FINISH = f'open("{{folder}}/metrics.json", "w").write({RESULT!r})'
@@ -144,10 +144,3 @@ def test_processors_are_shared(monkeypatch):
     assert [share_of_cpus(n)["OMP_NUM_THREADS"] for n in (1, 2, 4, 9)] == ["6", "3", "1", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert threads(4) == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
-
-
-def test_folders_are_quoted_for_hydra(tmp_path):
-    from medvision import cli
-
-    for name in ("plain", "a=b", "a b", "it's", "x,y", "[1]"):
-        assert cli.compose("train", [f"resume={quoted(tmp_path / name)}"]).resume == str(tmp_path / name)

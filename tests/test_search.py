@@ -17,10 +17,11 @@ from medvision import cli, search, study_figures, train
 from medvision.build import build
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_json
-from medvision.jobs import Outcome, quoted
+from medvision.jobs import Outcome
 from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial
+from medvision.terminal import quoted
 
 TINY = ["model=unet", "model.encoder_weights=null", "data.images={train:6,val:4,test:4}", "data.image_size=32"]
 
