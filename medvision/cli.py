@@ -216,6 +216,8 @@ def _explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         choices = [name for name in error.options if not name.startswith("_")]  # parts of choices
         return f"{group}={option}: there is no such choice{_near(option, choices)}. Choices: {', '.join(choices)}"
+    if bare := [o for o in overrides if "=" not in o and not o.startswith("~")]:
+        return f"{bare[0]}: expected <name>=<value>, as seed=1 or run=<folder>"
     parser, kept, unknown, reason = OverridesParser.create(), list[str](), None, error
     for override in overrides:
         try:

@@ -157,6 +157,7 @@ def test_letters_that_latex_reads_otherwise():
         (["run=x", "split=train"], "split=train: expected test or val"),
         (["run=x", "resamples=10"], "resamples=10: expected a number of 100 or more"),
         (["run=x", "images=-1"], "images=-1: expected a number of images, or 0 for none"),
+        (["runs/a", "runs/b"], "runs/a: expected <name>=<value>, as seed=1 or run=<folder>"),
         (["run=nowhere"], "nowhere holds no finished run"),
     ],
 )
