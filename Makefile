@@ -22,7 +22,7 @@ demo: .venv/.run ## Train and evaluate a small model on drawn images: no downloa
 	@$(BIN)/python -m medvision.train experiment=demo
 
 test: .venv/.dev ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev ## Lint, formatting and types
 	@$(BIN)/ruff check .

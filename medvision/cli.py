@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from medvision.errors import MedvisionError
+from medvision.jobs import quoted
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 """Which of the processes of a training this is; those above 0 are started by the first and say nothing."""
@@ -95,7 +96,10 @@ def parsed(override: str) -> Override:
     try:
         result: Override = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise MedvisionError(f"{override}: {error}") from error
+        name, _, value = override.partition("=")
+        wants_quotes = value not in ("", quoted(value)) and "while evaluating" not in str(error)
+        hint = f'; a value with such signs is quoted: "{name}={quoted(value)}"' if wants_quotes else ""
+        raise MedvisionError(f"{override}: {error}{hint}") from error
     return result
 
 
@@ -123,7 +127,7 @@ def expand(overrides: Sequence[str], params: Mapping[str, Any] | None = None) ->
     choices: dict[str, list[str]] = {}
     try:
         path = create_config_search_path(str(config_folder()))
-        for override in OverridesParser.create().parse_overrides(words):
+        for override in map(parsed, words):
             if override.key_or_group == "hydra.searchpath":
                 for place in cast(list[str], override.value()):
                     path.append("typed", place)
@@ -218,7 +222,9 @@ def _explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
         return f"{group}={option}: there is no such choice{_near(option, choices)}. Choices: {', '.join(choices)}"
     if bare := [o for o in overrides if "=" not in o and not o.startswith("~")]:
         return f"{bare[0]}: expected <name>=<value>, as seed=1 or run=<folder>"
-    parser, kept, unknown, reason = OverridesParser.create(), list[str](), None, error
+    for override in overrides:
+        parsed(override)  # refuses what Hydra cannot read
+    kept, unknown, reason = list[str](), None, error
     for override in overrides:
         try:
             _compose(verb, [*kept, override])
@@ -228,7 +234,7 @@ def _explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
                 unknown, reason = override, one
     if unknown is None:
         return f"{error}" + (f" ({error.__cause__})" if error.__cause__ else "")
-    key = parser.parse_override(unknown).key_or_group
+    key = parsed(unknown).key_or_group
     config = OmegaConf.to_container(_compose(verb, kept))
     groups = [folder.name for folder in config_folder().iterdir() if folder.is_dir()]
     if key in (known := {*_keys(config), *groups}):
@@ -259,6 +265,11 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
             raise
         print(f"error{f' in process {RANK}' if RANK else ''}: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if with_traceback:
+            raise
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _set_up_logging() -> None:

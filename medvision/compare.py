@@ -144,7 +144,7 @@ def page(found: "Comparison", runs: Sequence["Measured"], images: int) -> str:
 def show(found: "Comparison") -> None:
     """Prints variants, differences, effects of factors, and what a reader has to know."""
     from medvision.comparison_tables import tables
-    from medvision.report import print_rows
+    from medvision.terminal import print_rows
 
     for of_metric in tables(found).values():
         for table in of_metric:

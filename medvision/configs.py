@@ -41,6 +41,22 @@ def prepare(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> RunFolde
     return place
 
 
+def require_own(record: Path) -> None:
+    """Refuses the folder of a new sweep or search where others' runs lie, which would be taken for its own.
+
+    Args:
+        record: The file in the folder by which a sweep or search knows its runs.
+
+    Raises:
+        MedvisionError: If there are runs, and no such file.
+    """
+    folder = record.parent
+    if not record.exists() and (runs := sorted(folder.glob("*/.hydra/config.yaml"))):
+        raise MedvisionError(
+            f"{folder} holds runs ({runs[0].parents[1].name}) but no {record.name}; choose another folder"
+        )
+
+
 def load_config(folder: RunFolder) -> DictConfig:
     """The config of a run folder.
 
@@ -64,17 +80,16 @@ def save_config(cfg: DictConfig, folder: RunFolder) -> None:
 def portable(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as plain values; `paths` and what refers to it stay references: a folder can move.
 
-    Each path becomes its environment variable with the present place as the default; files that only the beginning
-    needs are named from the root.
+    Each path becomes its environment variable with the present place as the default; what else was typed as a place
+    is named from the root.
 
     Raises:
         MedvisionError: If it does not resolve.
     """
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_A_COMMAND])
-    if cfg.get("ckpt_path") is not None:
-        cfg.ckpt_path = str(Path(cfg.ckpt_path).expanduser().resolve())
-    if isinstance(cfg.data.get("exclude"), str):
-        cfg.data.exclude = str(Path(cfg.data.exclude).expanduser().resolve())
+    for node, key in ((cfg, "ckpt_path"), (cfg.data, "exclude"), (cfg.data, "root")):
+        if not OmegaConf.is_interpolation(node, key) and isinstance(place := node.get(key), str):
+            node[key] = str(Path(place).expanduser().resolve())
     raw = OmegaConf.to_container(cfg)
     try:
         stored: dict[str, Any] = _merge(raw, OmegaConf.to_container(cfg, resolve=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medvision.runs import peak_memory
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+    from medvision.tasks import Task
 
 STATUS = Path("/proc/self/status")
 
@@ -97,6 +102,33 @@ def measure(
         *training,
         *inference,
     )
+
+
+def step_times(
+    trainer: "Trainer", task: "Task", models: Sequence[nn.Module], image: Tensor, rounds: int = 5
+) -> list[float]:
+    """Seconds that each model takes to answer a batch: medians of rounds in which all take turns.
+
+    Args:
+        trainer: Decides device and precision.
+        task: Decides the memory order.
+        models: The models, which stay on the device in evaluation mode.
+        image: Normalised images (N, C, H, W).
+        rounds: How many, after one that is not counted.
+    """
+    device = trainer.strategy.root_device
+    image = image.to(device).contiguous(memory_format=task.memory_format)
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        for _ in range(1 + rounds):
+            for model, times in zip(models, seconds, strict=True):
+                model.to(device).eval()
+                begin = time.perf_counter()
+                model(image)
+                if device.type != "cpu":
+                    torch.accelerator.synchronize(device)
+                times.append(time.perf_counter() - begin)
+    return [statistics.median(times[1:]) for times in seconds]
 
 
 def multiply_adds(model: nn.Module, image: Tensor) -> int:

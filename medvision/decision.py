@@ -109,4 +109,6 @@ def _logit(probability: float) -> float:
 
 
 def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
+    """Above 0 and below 1, in float32 as well, of any logit: a low temperature makes large ones."""
+    value = math.exp(min(logit, 0)) / (1 + math.exp(-abs(logit)))
+    return min(max(value, 2**-126), 1 - 2**-24)

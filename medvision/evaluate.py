@@ -34,6 +34,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.evaluation import MaskEvaluation, choose_decision, evaluate
     from medvision.report import both_protocols, require_finished
     from medvision.runs import RunFolder
+    from medvision.selection import draw
     from medvision.tta import TestTimeAugmentation
 
     views = None if cfg.tta == "stored" else TestTimeAugmentation(cfg.tta, cfg.tta_mean)
@@ -95,7 +96,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         if not same:
             others["after training"] = before
     write_text(output / f"{name}.csv", found.table(decision))
-    found.draw(output / f"{name}.png", run.task, run.data, decision)
+    draw(output / f"{name}.png", run, found, decision)
     if isinstance(found, MaskEvaluation):
         found.draw_calibration(output / f"{name}_calibration.png", decision)
     results = {
@@ -187,7 +188,7 @@ def _print(
 
 def _prune(run: "Run", depth: int, split: str) -> dict[str, Any]:
     """Replaces a U-Net++ by its part of a depth; says and returns what that saves."""
-    from medvision.evaluation import step_times
+    from medvision.costs import step_times
     from medvision.models import UNetPP
 
     whole = run.task.model

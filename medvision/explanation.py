@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import io
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
 from medvision.figures import Tile, heated
-from medvision.models import EncoderModel, feature_maps, layer_names, recording
+from medvision.maps import as_maps, evaluating, padded_size
+from medvision.models import recording
 from medvision.spec import DataSpec
 
 DIMS = (2, 3)  # of a map's rows and columns
-PREFIX = 16  # tokens that are of no place, such as a class token and registers, at most
 
 
 def _principal(values: Tensor) -> Tensor:
@@ -124,7 +123,8 @@ class Target:
     def _of_label(self, probability: Tensor) -> Choice:
         classes = self.spec.classes
         if self.word != "predicted":
-            return Choice(0 if self.word == "positive" else classes.index(self.word), self._name())
+            name = classes[0] if self.word == "positive" else self.word
+            return Choice(classes.index(name), name)
         if self.spec.kind == "binary" and float(probability[0]) < (self.threshold or [0.5])[0]:
             return Choice(0, f"not {classes[0]}", -1)
         there = probability >= probability.new_tensor(self.threshold or [0] * len(classes))
@@ -152,9 +152,6 @@ class Target:
     def _pixel(self, where: Tensor) -> tuple[int, int]:
         assert self.point is not None
         return int(self.point[0] * where.shape[0]), int(self.point[1] * where.shape[1])
-
-    def _name(self) -> str:
-        return self.spec.classes[0] if self.word == "positive" else self.word
 
 
 @dataclass(frozen=True)
@@ -199,10 +196,10 @@ def explain(
         MedvisionError: If there is no such method or layer, or a layer has no map that the answer depends on.
     """
     require_methods(methods)
-    with _evaluating(model):
+    with evaluating(model):
         with torch.inference_mode(False), torch.enable_grad():
             seen = image.clone().requires_grad_()  # a frozen network has gradients too
-            with recording(model, layers) as answers, _padded_size(model, image) as padded:
+            with recording(model, layers) as answers, padded_size(model, image) as padded:
                 logits = model.forward(seen)
             choices = list(choices or target.choose(logits))
             raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
@@ -219,11 +216,12 @@ def explain(
             heat: dict[str, Tensor] = {}
             for method in methods:
                 if method in RULES:
-                    of_layers = [scale(RULES[method](*pair), padded) for pair in pairs]
+                    of_layers = [scale(RULES[method](*pair), padded, size) for pair in pairs]
                 else:
                     whole = _pad(image, padded, "replicate")
-                    of_layers = [_by_library(method, model, whole, name, a, choices) for name, a in raw.items()]
-                heat[method] = torch.stack([_from_0_to_1(one[:, : size[0], : size[1]]) for one in of_layers], 1)
+                    found = [_by_library(method, model, whole, name, a, choices) for name, a in raw.items()]
+                    of_layers = [_from_0_to_1(one[:, : size[0], : size[1]]) for one in found]
+                heat[method] = torch.stack(of_layers, 1)
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
@@ -235,48 +233,17 @@ def require_methods(methods: Sequence[str], option: str = "method", *also: str) 
         raise MedvisionError(f"{option}={unknown[0]}: expected some of {', '.join([*METHODS, *also])}")
 
 
-@contextlib.contextmanager
-def _padded_size(model: nn.Module, image: Tensor) -> Iterator[list[int]]:
-    """Height and width of the image as the first convolution sees it: networks pad it at the bottom and at the right.
-
-    They are those of the image itself until the network is called.
-    """
-    size, found = [*image.shape[-2:]], list[torch.Size]()
-
-    def note(_: nn.Module, seen: tuple[Tensor, ...]) -> None:
-        if not found:
-            found.append(seen[0].shape)
-            size[:] = seen[0].shape[-2:]
-
-    with contextlib.ExitStack() as hooks:
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d):
-                hooks.callback(layer.register_forward_pre_hook(note).remove)
-        yield size
-
-
 def _pad(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
     """Pads (..., H, W) at the bottom and at the right."""
     height, width = values.shape[-2:]
     return F.pad(values, (0, size[1] - width, 0, size[0] - height), mode=mode)
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module has its own again."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def scale(heat: Tensor, size: Sequence[int]) -> Tensor:
-    """Heat (N, h, w) without what is negative, each map from 0 to 1, resized to (N, *size)."""
+def scale(heat: Tensor, whole: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Heat (N, h, w) without what is negative, resized to (N, *whole), of which the top left *size is kept; 0 to 1."""
     heat = _from_0_to_1(heat.clamp(min=0))
-    return _from_0_to_1(F.interpolate(heat[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0])
+    heat = F.interpolate(heat[:, None], tuple(whole), mode="bilinear", align_corners=False)[:, 0]
+    return _from_0_to_1(heat[:, : size[0], : size[1]])
 
 
 def _from_0_to_1(heat: Tensor) -> Tensor:
@@ -292,84 +259,6 @@ def _single(name: str, answer: Any, images: int) -> Tensor:
     raise MedvisionError(f"layer {name} answers {what}, or is used so often; choose another, such as one inside of it")
 
 
-def as_maps(answer: Tensor, layer: str = "", size: Sequence[int] = ()) -> Tensor:
-    """What a layer answers, as maps (N, C, h, w).
-
-    Args:
-        answer: (N, C, h, w); with channels last (N, h, w, C), as Swin; or tokens (N, T, C), as other transformers have
-            them, of which those before the places, as a class token, are left out.
-        layer: What messages call it.
-        size: Height and width of the image, whose shape a map has.
-
-    Raises:
-        MedvisionError: If it is no map.
-    """
-    if answer.ndim == 4:
-        channels_last = _deviation(answer.shape[1:3], size) < _deviation(answer.shape[2:], size)
-        return answer.permute(0, 3, 1, 2) if channels_last else answer
-    if answer.ndim == 3:
-        for prefix in range(min(PREFIX, answer.shape[1])):
-            tokens = answer.shape[1] - prefix
-            side = math.sqrt(size[0] * size[1] / tokens)
-            height, width = round(size[0] / side), round(size[1] / side)
-            if height * width == tokens:
-                return answer[:, prefix:].mT.reshape(len(answer), -1, height, width)
-    shape = "x".join(map(str, answer.shape[1:]))
-    raise MedvisionError(f"layer {layer} answers {shape} for an image of {size[0]}x{size[1]}: no map; choose another")
-
-
-def _deviation(shape: Sequence[int], size: Sequence[int]) -> float:
-    """By how much the sides of a map are other than those of the image, made as small; 1 is of rounding."""
-    scale = math.sqrt(shape[0] * shape[1] / (size[0] * size[1]))
-    return max(abs(side - whole * scale) for side, whole in zip(shape, size, strict=True))
-
-
-def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]:
-    """The last outermost layer at each resolution, the last four: the stages of an encoder, or else of the network.
-
-    A transformer of one resolution has the first norms of its last blocks: what comes later reaches a class token only.
-
-    Args:
-        model: The network.
-        image: (N, C, H, W), of a size that it takes.
-        count: How many.
-    """
-    inside = f"{model.encoder_at}." if isinstance(model, EncoderModel) else ""
-    maps: list[tuple[str, tuple[int, ...], int]] = []  # name, resolution and channels, in the order of use
-
-    def note(name: str, _: nn.Module, __: object, answer: object) -> None:
-        # some transformers fold their tokens into the batch
-        if isinstance(answer, Tensor) and answer.ndim in (3, 4) and len(answer) == len(image):
-            with contextlib.suppress(MedvisionError):
-                channels, *shape = as_maps(answer, name, padded).shape[1:]
-                if min(shape) > 1 and _deviation(shape, padded) <= 1:
-                    maps.append((name, (*shape,), channels))
-
-    with contextlib.ExitStack() as hooks:
-        for name in layer_names(model):
-            if name.startswith(inside):
-                hooks.callback(model.get_submodule(name).register_forward_hook(partial(note, name)).remove)
-        with _padded_size(model, image) as padded, torch.no_grad(), _evaluating(model):
-            classes = model.forward(image).shape[1]
-    last: dict[tuple[int, ...], str] = {}
-    for name, resolution, channels in maps:
-        outer = resolution not in last or _nesting(name) <= _nesting(last[resolution])
-        if outer and (inside or channels != classes):  # not the logits themselves
-            last.pop(resolution, None)
-            last[resolution] = name
-    outermost = min(map(_nesting, last.values()), default=0)  # what lies deep, such as attention, is no stage
-    last = {resolution: name for resolution, name in last.items() if _nesting(name) <= outermost + 1}
-    if not last:
-        raise MedvisionError(f"no layer of {type(model).__name__} answers maps; name some: layers=[...]")
-    norms = [name for name, *_ in maps if name.endswith(".norm1")]
-    return norms[-count:] if len(last) == 1 and norms else list(last.values())[-count:]
-
-
-def _nesting(name: str) -> int:
-    """In how many modules a layer lies, lists of them not counted."""
-    return sum(not part.isdigit() for part in name.split("."))
-
-
 def _by_library(
     method: str, model: nn.Module, image: Tensor, layer: str, answer: Tensor, choices: Sequence[Choice]
 ) -> Tensor:
@@ -381,40 +270,18 @@ def _by_library(
     options: dict[str, Any] = {}
     if method == "ablation_cam" and maps(answer) is not answer:
         options["ablation_layer"] = pytorch_grad_cam.AblationLayerVit()  # it looks for channels at the end
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(
-            model, [model.get_submodule(layer)], reshape_transform=maps, **options
-        )
-        with cam:
+
+    def kept(answer: Tensor) -> Tensor:
+        return maps(answer).clone()  # which later layers may change in place
+
+    module = model.get_submodule(layer)
+    cam = getattr(pytorch_grad_cam, OF_LIBRARY[method])(model, [module], reshape_transform=kept, **options)
+    try:  # its own `with` swallows an IndexError
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             return torch.from_numpy(cam(image, targets)).to(image.device)
-
-
-def activations(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What layers answer to images, which networks may pad at the bottom and at the right.
-
-    Args:
-        model: The network, in evaluation mode.
-        image: (N, C, H, W), normalised.
-        layers: Names in `layer_names`.
-
-    Returns:
-        For each name (N, ...), maps as (N, C, h, w); several answers by number.
-    """
-    found: dict[str, Tensor] = {}
-
-    def add(name: str, answer: Any) -> None:
-        if isinstance(answer, Tensor):
-            with contextlib.suppress(MedvisionError):
-                answer = as_maps(answer, name, padded)
-            found[name] = answer
-        else:
-            for number, part in enumerate(answer):
-                add(f"{name}.{number}", part)
-
-    with torch.inference_mode(), _padded_size(model, image) as padded:
-        for name, answer in feature_maps(model, image, layers).items():
-            add(name, answer)
-    return found
+    finally:
+        cam.activations_and_grads.release()
+        model.set_submodule(layer, module)  # ablation puts its own there, and leaves it after an error
 
 
 def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, masks: NDArray[np.bool_]) -> list[Tile]:
@@ -429,23 +296,6 @@ def row(image: Pixels, heat: Mapping[str, NDArray[np.float32]], caption: str, ma
     none = np.zeros((0, *image.shape[:2]), bool)
     said = {name: _end(name) if one.any() else f"{_end(name, 20)}: no heat" for name, one in heat.items()}
     return [Tile(caption, image, masks), *(Tile(said[name], heated(image, one), none) for name, one in heat.items())]
-
-
-def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:
-    """Pictures of the channels of an answer that vary most, as grey from the least value to the greatest.
-
-    Args:
-        values: (C, h, w); what has another shape is one picture of its numbers.
-        count: How many.
-    """
-    maps = values if values.ndim == 3 else np.atleast_2d(values).reshape(1, -1, values.shape[-1])
-    shown = np.sort(np.argsort(-maps.std((1, 2)), kind="stable")[:count])
-    tiles = []
-    for number in shown:
-        low, high = float(maps[number].min()), float(maps[number].max())
-        grey = ((maps[number] - low) / (high - low or 1) * 255).astype(np.uint8)[..., None]
-        tiles.append(Tile(f"{number}: {low:.3g} to {high:.3g}", grey, np.zeros((0, *grey.shape[:2]), bool)))
-    return tiles
 
 
 def _end(name: str, length: int = 30) -> str:

@@ -1,7 +1,7 @@
 """A folder of explanations: arrays, overlays and a figure for each image, and a table of scores."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,37 +11,52 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from medvision.data.folder import ENDINGS, STEM, SUFFIX
 from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
-from medvision.explanation import Explanation, Target, channels, explain, row
-from medvision.figures import gallery, heated
+from medvision.errors import MedvisionError
+from medvision.explanation import Explanation, Target, explain, row
+from medvision.figures import Tile, gallery, heated
 from medvision.files import as_csv, replacing
 from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
 
 SCORES = ("deletion", "insertion", "likeness", "inside")
 CHANCE = "random heat"
-ENDING = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
 
 Bools = NDArray[np.bool_]
 
 
 class MaskFiles:
-    """Masks in files of their own, named after the images, perhaps with `_segmentation` or `_mask` at the end.
+    """Masks in files of their own, named after the images, perhaps with `_segmentation`, `_mask` or the like behind.
 
     Args:
         place: A folder or a zip archive.
+        names: Of the images.
 
     Raises:
-        MedvisionError: If it is not there.
+        MedvisionError: If it is not there, or has a mask of none of them.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.files = {ENDING.sub("", Path(member.name).stem): member for member in Source(place).members()}
+    def __init__(self, place: Path, names: Iterable[str]) -> None:
+        if not place.exists():
+            raise MedvisionError(f"masks={place} is not there; expected a folder or a zip archive")
+        stems = ((member, STEM.search(member.name)) for member in Source(place).members())
+        there = {SUFFIX.sub("", stem[1]): member for member, stem in stems if stem}
+        self.files = {name: there[stem] for name in names if (stem := Path(without_ending(name)).name) in there}
+        if not self.files:
+            raise MedvisionError(
+                f"masks={place} has {len(there)} images, none named after one of those that are explained; expected "
+                "names as theirs, perhaps with _mask or _segmentation behind"
+            )
 
     def of(self, name: str, size: tuple[int, int]) -> Bools | None:
         """The mask of an image at a size, bool (H, W); None where there is none."""
-        member = self.files.get(Path(name).stem)
-        return None if member is None else resize_mask(read_mask(member)[0], size)
+        return resize_mask(read_mask(self.files[name])[0], size) if name in self.files else None
+
+
+def without_ending(name: str) -> str:
+    """The name of an image without that of its format; an id with a dot stays what it is."""
+    return re.sub(ENDINGS, "", name, flags=re.IGNORECASE)
 
 
 class ExplanationFolder:
@@ -100,9 +115,26 @@ class ExplanationFolder:
             np.save(handle, values)
 
     def _place(self, name: str, ending: str) -> Path:
-        path = self.path / Path(name).with_suffix("")
+        path = self.path / f"{without_ending(name)}_{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f"{path.name}_{ending}")
+        return path
+
+
+def channels(values: NDArray[np.float32], count: int = 18) -> list[Tile]:
+    """Pictures of the channels of an answer that vary most, as grey from the least value to the greatest.
+
+    Args:
+        values: (C, h, w); what has another shape is one picture of its numbers.
+        count: How many.
+    """
+    maps = values if values.ndim == 3 else np.atleast_2d(values).reshape(1, -1, values.shape[-1])
+    shown = np.sort(np.argsort(-maps.std((1, 2)), kind="stable")[:count])
+    tiles = []
+    for number in shown:
+        low, high = float(maps[number].min()), float(maps[number].max())
+        grey = ((maps[number] - low) / (high - low or 1) * 255).astype(np.uint8)[..., None]
+        tiles.append(Tile(f"{number}: {low:.3g} to {high:.3g}", grey, np.zeros((0, *grey.shape[:2]), bool)))
+    return tiles
 
 
 class Scores:
@@ -152,17 +184,23 @@ class Scores:
             )
 
     def means(self) -> list[list[str]]:
-        """Method, layer and the mean of each score over images, a row for each."""
+        """Method, layer and the mean of each score over images, and over how many where not all have it."""
         grouped: dict[tuple[str, str], list[list[float]]] = {}
         for _, _, method, layer, values in self.rows:
             grouped.setdefault((method, layer), []).append(values)
         lines = []
         for words, found in grouped.items():
             columns = [[v for v in column if v == v] for column in zip(*found, strict=True)]  # without NaN
-            lines.append([*words, *(f"{np.mean(column):.3f}" if column else "-" for column in columns)])
+            lines.append([*words, *(_mean(column, len(found)) for column in columns)])
         return lines
 
     def table(self) -> str:
         """The scores of each image as CSV."""
         rows = ([*words, *("" if v != v else v for v in values)] for *words, values in self.rows)
         return as_csv([["file", "class", "method", "layer", *SCORES], *rows])
+
+
+def _mean(values: Sequence[float], images: int) -> str:
+    if not values:
+        return "-"
+    return f"{np.mean(values):.3f}" + (f" of {len(values)}" if len(values) < images else "")

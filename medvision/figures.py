@@ -1,5 +1,6 @@
 """Pictures: sheets of images with truth and prediction, curves of trainings, distributions."""
 
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ Pixels = NDArray[np.uint8]
 
 TILE = 224  # height of a picture in a sheet, pixels
 PAGE = 60_000_000  # pixels of a sheet that viewers still open
+COLOURS = 10  # lines that charts tell apart: more have no legend
 TRUTH, MISSED, FALSE = (60, 220, 90), (70, 140, 255), (255, 70, 60)
 OVERLAP = ["val/dice_image", "val/jaccard_image", "val/dice", "val/jaccard", "paper/dice"]
 LABELS = ["train/accuracy", "val/accuracy", "val/auroc", "val/average_precision"]
@@ -75,7 +77,7 @@ def sheet(
         title += f", shown at {scale:.0%} of its size" if scale < 1 else ""
     rows = [_row(example, tall) for example, tall in zip(examples, heights, strict=True)]
     size = max(14, max(heights) // 40)
-    font, line, gap = ImageFont.load_default(size), round(size * 11 / 7), size
+    font, line, gap = _font(size), round(size * 11 / 7), size
     names = list(classes) if len(classes) > 1 else []
     legend = "image  |  truth  |  prediction  |  errors: green right, blue missed, red false"
     key = font.getlength(legend) + 2 * gap + sum(font.getlength(name) + gap for name in names)
@@ -115,7 +117,7 @@ class Tile:
 
 def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: str, columns: int = 6) -> None:
     """Draws pictures in rows, each with its masks over it, a colour for each class; no side is above `TILE`."""
-    font, line = ImageFont.load_default(13), 20
+    font, line = _font(12), 20
     above = line * max((tile.caption.count("\n") + 1 for tile in tiles), default=0)
     sizes = [_fitted(tile.image.shape[1], tile.image.shape[0]) for tile in tiles]
     cell = (TILE + 6, max((tall for _, tall in sizes), default=0) + above + 4)
@@ -142,17 +144,23 @@ def gallery(path: Path, tiles: Sequence[Tile], classes: Sequence[str], title: st
         page.save(temporary, "PNG")
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of the charts: that of Pillow has no letter beyond those of English."""
+    import matplotlib  # slow to import
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
 def _fitted(width: int, height: int) -> tuple[int, int]:
     """Width and height of a picture in a gallery, whose longer side is `TILE`."""
     scale = TILE / max(width, height)
     return max(TILE // 16, round(width * scale)), max(TILE // 16, round(height * scale))  # a row of numbers is seen
 
 
-def _fitting(text: str, font: "ImageFont.ImageFont | ImageFont.FreeTypeFont") -> str:
-    """A line, cut where it is longer than a picture of a gallery is wide."""
-    if font.getlength(text) <= TILE:
-        return text
-    return next(f"{text[:n]}…" for n in range(len(text), -1, -1) if font.getlength(f"{text[:n]}…") <= TILE)
+def _fitting(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """A line, without its middle where it is longer than a picture of a gallery is wide: names differ at the end."""
+    cut = (f"{text[:n]}…{text[len(text) - n :]}" for n in range(len(text) // 2, -1, -1))
+    return text if font.getlength(text) <= TILE else next(line for line in cut if font.getlength(line) <= TILE)
 
 
 def overlay(image: Pixels, masks: NDArray[np.bool_]) -> Pixels:
@@ -183,6 +191,21 @@ def named(classes: Sequence[str], there: NDArray[np.bool_]) -> str:
     return " + ".join(name for name, flag in zip(classes, there, strict=True) if flag) or "none"
 
 
+def plain(text: str, width: int = 1000, most: int = 1) -> str:
+    """A name as charts are to show it: letter by letter, in lines of a width, of which the last may be cut.
+
+    Matplotlib takes what stands between two $ for a formula, and leaves out of a legend what begins with _.
+    """
+    lines = textwrap.fill(text.replace("_", "_ "), width, max_lines=most, placeholder=" …")  # _ may end a line too
+    return re.sub("^_", " _", lines.replace("_ ", "_")).replace("$", r"\$")
+
+
+def verdict(classes: Sequence[str], there: NDArray[np.bool_], said: NDArray[np.bool_]) -> str:
+    """The names of the classes that are there, and where others are decided for, on a second line theirs."""
+    of_truth, of_decision = named(classes, there), named(classes, said)
+    return of_truth if of_truth == of_decision else f"{of_truth}\nsaid: {of_decision}"
+
+
 def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, str]]]]) -> None:
     """Draws bar charts: for each panel, of each split, a bar for each class with its length and what stands beside."""
     classes = [[*dict.fromkeys(name for values in splits.values() for name in values)] for splits in panels.values()]
@@ -195,12 +218,12 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float,
                 places = [names.index(name) + (n - (len(splits) - 1) / 2) * thick for name in there]
                 drawn = axes.barh(places, [values[name][0] for name in there], thick, label=split)
                 axes.bar_label(drawn, [values[name][1] for name in there], fontsize=8, padding=3)
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), [plain(name, 40, 2) for name in names])
             axes.set_title(label)
             axes.invert_yaxis()  # the first on top
             axes.margins(x=0.2)  # for what stands beside
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
 
 
 def forest(path: Path, panels: Mapping[str, Mapping[str, tuple[float, float | None, float | None, bool]]]) -> None:
@@ -241,19 +264,17 @@ def ranks(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> No
 
 def _row_height(panels: Mapping[str, Iterable[str]]) -> float:
     """The height of a row that holds all lines of the longest name."""
-    return max(0.45, *(0.16 * len(_lines(name)) for names in panels.values() for name in names))
+    return max(0.45, *(0.16 * (1 + _row_name(name).count("\n")) for names in panels.values() for name in names))
 
 
-def _lines(name: str) -> list[str]:
-    return textwrap.wrap(name, 40)
+def _row_name(name: str) -> str:
+    return plain(name, 40, 9)
 
 
 def _name_rows(axes: "Axes", title: str, names: Sequence[str]) -> None:
-    """Names the rows of a chart, in several lines where they are long; a $ is a $."""
-    axes.set_yticks(range(len(names)), ["\n".join(_lines(name)) for name in names], fontsize=9)
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
-    axes.set_title(textwrap.fill(title, 110), fontsize=10, loc="right", parse_math=False)
+    """Names the rows of a chart, in several lines where they are long."""
+    axes.set_yticks(range(len(names)), [_row_name(name) for name in names], fontsize=9)
+    axes.set_title(plain(title, 110, 9), fontsize=10, loc="right")
 
 
 def probabilities(
@@ -269,11 +290,11 @@ def probabilities(
     with charted(path, 1, 2, (10, 4.6)) as (left, right):
         left.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
         left.set_axis_off()
-        left.set_title(title, fontsize=9)
+        left.set_title("\n".join(plain(line, 60, 3) for line in title.split("\n")), fontsize=9)
         colours = [tuple(c / 255 for c in (TRUTH if there else FALSE)) for there in truth]
         drawn = right.barh(range(len(classes)), values.tolist(), color=colours)
         right.bar_label(drawn, [f"{value:.3f}" for value in values], padding=3)
-        right.set_yticks(range(len(classes)), classes)
+        right.set_yticks(range(len(classes)), [plain(name, 30, 2) for name in classes])
         right.set(xlim=(0, 1.12), ylim=(len(classes) - 0.4, -0.6))
         right.set_xticks(np.linspace(0, 1, 6))
         right.set_title("probability: green there, red not" + (", line threshold" if threshold else ""), fontsize=9)
@@ -302,7 +323,7 @@ def sweep(
     """
     with charted(path, 1, 1, (7, 4.4)) as (axes,):
         for (name, (values, low, high)), at in zip(curves.items(), chosen, strict=True):
-            (line,) = axes.plot(thresholds, values, label=f"{name}: {at:g}")
+            (line,) = axes.plot(thresholds, values, label=plain(f"{name}: {at:g}"))
             axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
             axes.plot([at], [np.interp(at, thresholds, values)], "o", color=line.get_color())
         axes.set(xlabel="threshold", ylabel=metric, xlim=(0, 1))
@@ -329,7 +350,7 @@ def reliability(path: Path, panels: Mapping[str, Mapping[str, Reliability]], tit
                 shown = f"{label}: ECE {found.expected_error:.4f}, Brier {found.brier:.4f}"
                 axes.plot(found.confidence[there], found.frequency[there], marker=".", label=shown)
                 shares.stairs(found.count / found.count.sum(), np.linspace(0, 1, len(found.count) + 1))
-            axes.set(ylabel="share that is there", title=name, ylim=(0, 1))
+            axes.set(ylabel="share that is there", title=plain(name, 40, 2), ylim=(0, 1))
             shares.set(xlabel="probability", ylabel="share of all", xlim=(0, 1), yscale="log", ylim=(1e-5, 1))
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
@@ -411,25 +432,23 @@ def curves(
                         color=f"C{n}" if several else "lightgrey" if each_step else None,
                         linestyle=":" if several and name.startswith("train/") else "-",
                         marker="." if len(points) < 40 and not each_step else None,
-                        label=run if several else name.removeprefix(f"{split}/"),
+                        label=run if several else plain(name.removeprefix(f"{split}/"), 30),
                     )
-            axes.set(xlabel=by, title=title)
+            axes.set(xlabel=by, title=plain(title, 50, 3))
             axes.set_xlim(left=0)
             axes.grid(alpha=0.3)
             drawn = [value for line in axes.lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
             if title.startswith("loss") and drawn and 0 < 10 * min(drawn) < max(drawn):
                 axes.set_yscale("log")  # a first epoch far off leaves the others flat
-            if axes.lines and not several:
+            if not several and 0 < len(axes.lines) <= COLOURS:
                 axes.legend(fontsize=8)
         for axes in charts[len(panels) :]:
             axes.set_axis_off()
         if several:
             lines = {str(line.get_label()): line for axes in charts for line in axes.lines}
-            labels = [textwrap.fill(label, 150) for label in lines]
+            labels = [plain(label, 150, 9) for label in lines]
             figure = cast("Figure", charts[0].get_figure())
-            legend = figure.legend(lines.values(), labels, loc="outside lower center", fontsize=9)
-            for text in legend.get_texts():
-                text.set_parse_math(False)  # a $ is a $
+            figure.legend(lines.values(), labels, loc="outside lower center", fontsize=9)
 
 
 @contextmanager

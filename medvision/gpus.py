@@ -20,8 +20,16 @@ Wish = int | tuple[int, ...]
 
 def wish(accelerator: str, devices: object) -> Wish:
     """The GPUs that a Lightning trainer would use, if there are any."""
-    if accelerator not in ("auto", "gpu", "cuda"):
-        return 0
+    return _devices(devices) if accelerator in ("auto", "gpu", "cuda") else 0
+
+
+def processes(devices: object) -> int:
+    """How many processes a Lightning trainer has, one on each device; 1 if that is left to it."""
+    found = _devices(devices)
+    return len(found) if isinstance(found, tuple) else max(1, found)
+
+
+def _devices(devices: object) -> Wish:
     if isinstance(devices, str) and "," in devices:
         devices = [int(word) for word in devices.split(",") if word.strip()]
     if isinstance(devices, Sequence) and not isinstance(devices, str):

@@ -27,7 +27,8 @@ GRACE = 15.0
 # The kernel kills the process with the thread that started it (prctl(2), PR_SET_PDEATHSIG), which stays over exec; a
 # function between fork and exec would not be safe beside other threads.
 _TIED = (
-    "import ctypes, os, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
+    "import ctypes, os, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "  # which a shell has its jobs in the background ignore
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
 
@@ -54,8 +55,8 @@ def resume_command(folder: Path) -> list[str]:
     return ["-m", "medvision.train", f"resume={quoted(folder)}"]
 
 
-def quoted(path: Path) -> str:
-    """A path as a value on the command line, which Hydra reads as it is."""
+def quoted(path: Path | str) -> str:
+    """A path or text as a value on the command line, which Hydra reads as it is."""
     text = str(path)
     return text if re.fullmatch(r"[\w/.+@~-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
@@ -69,10 +70,10 @@ def finished(folder: Path) -> Outcome | None:
     return Outcome("finished", result=(monitor["name"], monitor["value"]))
 
 
-def share_of_cpus(jobs: int) -> dict[str, str]:
-    """The environment of one of several jobs at once: the processors divided by their number, a smaller wish kept."""
+def share_of_cpus(processes: int) -> dict[str, str]:
+    """The environment of one of several at once: the processors divided by their number, a smaller wish kept."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads(max(1, cpus // jobs))
+    return threads(max(1, cpus // processes))
 
 
 def threads(count: int) -> dict[str, str]:
@@ -169,7 +170,7 @@ def reason(code: int, printed: str) -> str:
     if code < 0:
         return f"killed by signal {-code}" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
     lines = [line for line in printed.splitlines() if line.strip()]
-    for pattern in (r"error: (.*)", r"([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)", r"(.*)"):
+    for pattern in (r"error(?: in process \d+)?: (.*)", r"([\w.]+(?:Error|Exception|Interrupt|Exit)\b.*)", r"(.*)"):
         for line in reversed(lines):
             if match := re.fullmatch(pattern, line):
                 return match[1]

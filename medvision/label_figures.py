@@ -1,6 +1,5 @@
 """One page of figures for labels: how a split is ranked, calibrated and decided, a row for each class."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medvision.files import replacing
+from medvision.figures import charted, plain
 from medvision.metrics import Bootstrap, cumulate, interval
 from medvision.metrics.calibration import Calibration
 
@@ -18,7 +17,12 @@ Bools = NDArray[np.bool_]
 
 GRID = np.linspace(0, 1, 101)
 """Where bands are drawn, of the false positive rate or the recall."""
-PANELS = ("ROC", "precision-recall", "reliability", "scores", "confusion")
+PANELS = {"ROC": "auroc", "precision-recall": "average_precision", "reliability": "ece", "scores": "brier"}
+"""What is drawn of each class, and the metric that stands above it."""
+ROWS = 20
+"""Classes that a page has room for."""
+SIDE = 3.7
+"""Of a panel, inches."""
 
 
 def confusion(truth: Bools, decided: Bools) -> NDArray[np.int64]:
@@ -50,7 +54,8 @@ def page(
     """Draws ROC, precision-recall, reliability, histograms of the scores and the confusion matrix.
 
     Curves have 95 % bands, pointwise, from the bootstrap; a dot is where the decision lies. A curve of a class that
-    every image shows or none is not drawn, and says so.
+    every image shows or none is not drawn, and says so. Of more than `ROWS` classes those with the lowest AUROC have
+    a row; the confusion matrix is of all.
 
     Args:
         path: The PNG.
@@ -63,32 +68,34 @@ def page(
         values: Metrics as `metrics.summarise_labels` names them, of which some are written.
         title: Stands above.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needs no display this way
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(19, 3.9 * len(classes) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    for k, (name, row) in enumerate(
-        zip(classes, figure.subplots(len(classes), len(PANELS), squeeze=False), strict=True)
-    ):
-        p, t, d = probability[:, k], truth[:, k], decided[:, k]
-        of_class = f"/{name}" if len(classes) > 1 else ""
-        _curves(row[0], row[1], p, t, d, bootstrap)
-        _reliability(row[2], p, t)
-        _scores(row[3], p, t, name, threshold[k] if len(threshold) else None)
-        if len(threshold):
-            _matrix(row[4], confusion(t, d), [f"not {name}", name])
-        elif k == 0:
-            _matrix(row[4], confusion(truth, decided), classes)
-        else:
-            row[4].axis("off")
-        for axes, panel, metric in zip(row, PANELS, ("auroc", "average_precision", "ece", "brier", ""), strict=True):
-            title = f"{panel} of {name}" if axes is not row[-1] or len(threshold) else "" if k else panel
-            value = values.get(f"{metric}{of_class}")
-            axes.set_title(_lines(title, 42) + ("" if value is None else f"\n{metric} {value:.3f}"), fontsize=10)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    order = sorted(range(len(classes)), key=lambda k: values.get(f"auroc/{classes[k]}", 2))
+    shown, whole = sorted(order[:ROWS]), len(PANELS)
+    if len(shown) < len(classes):
+        title += f": the {ROWS} of {len(classes)} classes with the lowest AUROC"
+    cell = max(SIDE / len(classes), min(0.3, 20 / len(classes)))  # of the confusion matrix, inches
+    wide = SIDE if len(threshold) else cell * len(classes)
+    size = (whole * SIDE + wide + 1, SIDE * len(shown) + 0.6)
+    with charted(path, len(shown), whole + 1, size, width_ratios=[*[SIDE] * whole, wide]) as charts:
+        figure: Any = charts[0].figure
+        figure.suptitle(plain(title, 180, 3))
+        for k, row in zip(shown, np.reshape(np.array(charts, object), (len(shown), -1)), strict=True):
+            p, t, d, name = probability[:, k], truth[:, k], decided[:, k], classes[k]
+            _curves(row[0], row[1], p, t, d, bootstrap)
+            _reliability(row[2], p, t)
+            _scores(row[3], p, t, name, threshold[k] if len(threshold) else None)
+            for axes, (panel, metric) in zip(row[:whole], PANELS.items(), strict=True):
+                value = values.get(f"{metric}/{name}" if len(classes) > 1 else metric)
+                text = "" if value is None else f"\n{metric} {value:.3f}"
+                axes.set_title(plain(f"{panel} of {name}", 42, 2) + text, fontsize=10)
+            if len(threshold):
+                _matrix(row[whole], confusion(t, d), [f"not {name}", name], SIDE / 2)
+                row[whole].set_title(plain(f"confusion of {name}", 42, 2), fontsize=10)
+            else:
+                row[whole].remove()
+        if not len(threshold):
+            rows = int(np.ceil(wide / SIDE)) + 1  # one for the names below
+            axes = figure.add_subplot(row[0].get_gridspec()[:rows, whole], title="confusion", anchor="N")
+            _matrix(axes, confusion(truth, decided), classes, cell)
 
 
 def bands(probability: Floats, truth: Bools, bootstrap: Bootstrap) -> tuple[Floats, Floats]:
@@ -116,14 +123,7 @@ def bands(probability: Floats, truth: Bools, bootstrap: Bootstrap) -> tuple[Floa
     return interval(roc or empty), interval(pr or empty)
 
 
-def _lines(text: str, width: int) -> str:
-    """A text in lines of a width, broken after underscores too."""
-    return textwrap.fill(text.replace("_", "_ "), width).replace("_ ", "_")
-
-
 def _curves(roc: Any, pr: Any, probability: Floats, truth: Bools, decided: Bools, bootstrap: Bootstrap) -> None:
-    roc.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    pr.axhline(truth.mean(), color="grey", linewidth=0.8, linestyle=":")
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     pr.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     if truth.all() or not truth.any():
@@ -131,6 +131,8 @@ def _curves(roc: Any, pr: Any, probability: Floats, truth: Bools, decided: Bools
             text = f"not defined:\n{'every image shows' if truth.any() else 'no image shows'} the class"
             axes.text(0.5, 0.5, text, ha="center", va="center")
         return
+    roc.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    pr.axhline(truth.mean(), color="grey", linewidth=0.8, linestyle=":")
     _, (tp,), (fp,) = cumulate(probability, truth, np.ones((1, len(truth))))
     recall, precision = tp / tp[-1], tp / (tp + fp)
     bounds = bands(probability, truth, bootstrap)
@@ -162,21 +164,25 @@ def _scores(axes: Any, probability: Floats, truth: Bools, name: str, threshold: 
     for label, values in ((f"not {name}", probability[~truth]), (name, probability[truth])):
         if len(values):
             weights = np.full(len(values), 1 / len(values))
-            axes.hist(values, 25, (0, 1), weights=weights, alpha=0.55, label=f"{_lines(label, 24)} ({len(values)})")
+            axes.hist(values, 25, (0, 1), weights=weights, alpha=0.55, label=plain(label, 24, 2) + f" ({len(values)})")
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.3g}")
     axes.set(xlabel="probability", ylabel="share of these images", xlim=(0, 1))
     axes.margins(y=0.4)  # room for the legend
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1])
     axes.legend(fontsize=7, loc="upper right")
 
 
-def _matrix(axes: Any, counts: NDArray[np.int64], names: Sequence[str]) -> None:
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def _matrix(axes: Any, counts: NDArray[np.int64], names: Sequence[str], cell: float) -> None:
+    """Counts in cells of a side in inches; of many classes without the zeros."""
+    share, few, size = counts / np.maximum(counts.sum(1, keepdims=True), 1), len(names) <= 5, min(10, 40 * cell)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), number in np.ndenumerate(counts):
-        axes.text(j, i, number, ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    shown = [_lines(name, 14) for name in names]
+        if number or len(names) <= 10:
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axes.text(j, i, number, ha="center", va="center", color=colour, fontsize=size)
+    shown = [plain(name, 14, 3) if few else plain(name, 48) for name in names]
     across = {"rotation": 90, "ha": "center"} if len(names) > 3 else {}
-    axes.set_xticks(range(len(names)), shown, fontsize=8, **across)
-    axes.set_yticks(range(len(names)), shown, fontsize=8)
+    axes.set_xticks(range(len(names)), shown, fontsize=min(8, size), **across)
+    axes.set_yticks(range(len(names)), shown, fontsize=min(8, size))
     axes.set(xlabel="decision", ylabel="truth")

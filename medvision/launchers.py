@@ -1,7 +1,9 @@
 """Where and when the jobs of a sweep run: in turn, several at once, on a Ray cluster, by Slurm. Imports no torch."""
 
 import importlib
+import logging
 import os
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,9 @@ from typing import Any, ClassVar, Protocol
 
 from medvision.errors import MedvisionError
 from medvision.gpus import Wish, check, held, visible
-from medvision.jobs import GRACE, LOG, Outcome, reason, run_job, share_of_cpus, threads
+from medvision.jobs import GRACE, LOG, Outcome, finished, reason, run_job, share_of_cpus, threads
+
+log = logging.getLogger(__name__)
 
 Run = Callable[..., Outcome]
 CARRIED = ("MEDVISION_", "WANDB_", "MLFLOW_", "PYTHONPATH", "TORCH_HOME", "HF_")
@@ -27,6 +31,7 @@ class Job:
         folder: The run folder.
         words: What makes it differ from the other jobs.
         gpus: The GPUs that it needs where there are any.
+        processes: How many it trains by; they divide its processors.
         environment: Variables of its process.
     """
 
@@ -34,6 +39,7 @@ class Job:
     folder: Path
     words: str
     gpus: Wish = 0
+    processes: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,10 +104,11 @@ class Joblib:
         if self.jobs < 1:
             raise MedvisionError(f"launcher.jobs={self.jobs}: expected 1 or more")
         joblib = _engine("joblib", "joblib")
-        here, share = _gpus_for(jobs), share_of_cpus(self.jobs)
+        here = _gpus_for(jobs)
         # threads: each only waits for the process that is its job
         joblib.Parallel(n_jobs=self.jobs, backend="threading", batch_size=1)(
-            joblib.delayed(_run_here)(job, here, share, watch, run, echo=False) for job in jobs
+            joblib.delayed(_run_here)(job, here, share_of_cpus(self.jobs * job.processes), watch, run, echo=False)
+            for job in jobs
         )
 
 
@@ -131,10 +138,10 @@ class Ray:
         try:
             there = int(ray.cluster_resources().get("GPU", 0))
             shares = [self._share(job, there) for job in jobs]
-            task, environment, place = ray.remote(max_retries=0)(run), threads(max(1, int(self.cpus))), Path.cwd()
+            task, place = ray.remote(max_retries=0)(run), Path.cwd()
             pending = {
                 task.options(num_cpus=self.cpus, num_gpus=share, name=f"job {job.number}").remote(
-                    job.folder, {**_carried(), **environment, **job.environment}, cwd=place
+                    job.folder, _environment(job, int(self.cpus)), cwd=place
                 ): job
                 for job, share in zip(jobs, shares, strict=True)
             }
@@ -202,21 +209,49 @@ class Slurm:
         return executor
 
     def launch(self, jobs: Sequence[Job], watch: Watch, run: Run = run_job) -> None:
-        """As `InTurn.launch`; jobs in Slurm live on if this process is killed."""
-        environment = threads(self.cpus) | {"SLURM_JOB_NAME": "interactive"}  # so Lightning starts its own processes
+        """As `InTurn.launch`; jobs live on in Slurm if this process is killed, and the next launch waits for them."""
+        submitit, folder = _engine("submitit", "slurm"), jobs[0].folder.parent / "slurm"
+        pending = self._left(submitit, jobs, folder)
         by_gpus: dict[int, list[Job]] = {}
         for job in jobs:
-            by_gpus.setdefault(self._count(job), []).append(job)
-        pending: dict[Any, Job] = {}
+            if job not in pending.values():
+                by_gpus.setdefault(self._count(job), []).append(job)
+        interactive = {"SLURM_JOB_NAME": "interactive"}  # so Lightning starts its own processes
         for count, group in by_gpus.items():
-            executor = self.executor(group[0].folder.parent / "slurm", count)
-            with executor.batch():
-                handles = [
-                    executor.submit(_Requeued(run, job.folder, {**_carried(), **environment, **job.environment}))
-                    for job in group
-                ]
+            executor = self.executor(folder, count)
+            try:
+                with executor.batch():
+                    handles = [
+                        executor.submit(_Requeued(run, job.folder, _environment(job, self.cpus) | interactive))
+                        for job in group
+                    ]
+            except submitit.core.utils.FailedJobError as error:
+                raise MedvisionError(f"launcher=slurm: {str(error).strip()}") from error
             pending |= dict(zip(handles, group, strict=True))
-        _follow(pending, watch, lambda h: h.done(), lambda h: h.result(), lambda h: h.cancel())
+        _follow(pending, watch, lambda h: h.done(), lambda h: h.result(), lambda h: h.cancel(check=False))
+
+    def _left(self, submitit: Any, jobs: Sequence[Job], folder: Path) -> dict[Any, Job]:
+        """Jobs that an earlier launch has submitted and Slurm still has, waiting or running, with their handles."""
+        if self.cluster != "slurm" or not folder.exists():
+            return {}
+        asked = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+        try:
+            queue = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+        except (OSError, subprocess.SubprocessError) as error:
+            said = str(getattr(error, "stderr", None) or error).strip()
+            raise MedvisionError(
+                f"launcher=slurm: jobs of an earlier start may still be in the queue, but squeue does not tell ({said})"
+                "; start again where it does"
+            ) from error
+        left = {}
+        for number in queue:
+            if submitit.core.utils.JobPaths(folder, number).submitted_pickle.exists():
+                handle = submitit.SlurmJob(folder, number)
+                left[handle.submission().function.folder] = handle
+        found = {left[job.folder]: job for job in jobs if job.folder in left}
+        if found:
+            log.info("in Slurm still: %s", ", ".join(f"job {job.number} as {h.job_id}" for h, job in found.items()))
+        return found
 
     def _count(self, job: Job) -> int:
         wished = len(job.gpus) if isinstance(job.gpus, tuple) else job.gpus
@@ -251,8 +286,10 @@ def _engine(module: str, extra: str) -> Any:
         ) from error
 
 
-def _carried() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+def _environment(job: Job, cpus: int) -> dict[str, str]:
+    """What a job on another machine has of the environment here, with its share of so many processors."""
+    carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+    return {**carried, **threads(max(1, cpus // job.processes)), **job.environment}
 
 
 def _gpus_for(jobs: Sequence[Job]) -> list[str]:
@@ -301,7 +338,7 @@ def _follow(
                     watch.started(job)
                 if over:
                     del pending[handle]
-                    watch.ended(job, _result(result, handle, watch.stop.is_set()))
+                    watch.ended(job, _cancelled(job) if watch.stop.is_set() else _result(result, handle))
             if watch.stop.is_set() and deadline is None:
                 deadline = time.monotonic() + 2 * GRACE
                 for handle in pending:
@@ -312,8 +349,13 @@ def _follow(
             cancel(handle)
 
 
-def _result(result: Callable[[Any], Outcome], handle: Any, stopped: bool) -> Outcome:
+def _result(result: Callable[[Any], Outcome], handle: Any) -> Outcome:
     try:
         return result(handle)
-    except Exception as error:  # of the engine: a machine that was lost, a job that was cancelled
-        return Outcome("stopped" if stopped else "failed", reason(0, str(error) or type(error).__name__))
+    except Exception as error:  # of the engine, as a machine that was lost
+        return Outcome("failed", reason(0, str(error) or type(error).__name__))
+
+
+def _cancelled(job: Job) -> Outcome:
+    """What became of a job, without waiting for an answer of the engine, which may never come."""
+    return finished(job.folder) or Outcome("stopped", "cancelled")

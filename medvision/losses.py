@@ -180,7 +180,45 @@ OPTIONS: Mapping[str, Mapping[str, Rule]] = {
 }
 
 
-class SegmentationLoss(nn.Module):
+class _Weighted(nn.Module):
+    """What losses with weights of classes and of their positives share; the config has these, no checkpoint.
+
+    Args:
+        positive_weights: Of each class, checked by the loss itself.
+        class_weights: Of each of two or more classes.
+
+    Raises:
+        MedvisionError: If class weights would have no effect.
+    """
+
+    positive_weights: Tensor | None
+    class_weights: Tensor | None
+
+    def __init__(self, positive_weights: Sequence[float] | None, class_weights: Sequence[float] | None) -> None:
+        super().__init__()
+        if class_weights is not None and (len(class_weights) < 2 or min(class_weights) < 0 or not any(class_weights)):
+            raise MedvisionError(
+                f"loss.class_weights is {list(class_weights)}; expected a number of 0 or more for each of two or more "
+                "classes, one of them above 0; what positives count in a class, loss.positive_weights says"
+            )
+        positive, classes = (
+            None if weights is None else torch.tensor(weights, dtype=torch.float32)
+            for weights in (positive_weights, class_weights)
+        )
+        self.register_buffer("positive_weights", positive, False)
+        self.register_buffer("class_weights", None if classes is None else classes / classes.mean(), False)
+
+    def _require_fit(self, classes: int) -> None:
+        """Refuses weights of another number of classes than the model has."""
+        for name in ("positive_weights", "class_weights"):
+            weights = getattr(self, name)
+            if weights is not None and len(weights) != classes:
+                raise MedvisionError(
+                    f"loss.{name} has {len(weights)} numbers, the model {classes} classes; give one for each"
+                )
+
+
+class SegmentationLoss(_Weighted):
     """A weighted sum of terms, each the mean over images and classes, computed in float32.
 
     Args:
@@ -197,8 +235,6 @@ class SegmentationLoss(nn.Module):
     """
 
     target = "mask"
-    positive_weights: Tensor | None
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -207,7 +243,7 @@ class SegmentationLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(positive_weights, class_weights)
         if unknown := sorted(terms.keys() - TERMS.keys()):
             raise MedvisionError(f"loss.terms names {unknown}; expected some of {sorted(TERMS)}")
         if min(terms.values(), default=0) < 0 or not any(terms.values()):
@@ -224,12 +260,6 @@ class SegmentationLoss(nn.Module):
                 f"loss.positive_weights is {list(positive_weights)}; expected numbers above 0, and a loss with bce, "
                 f"focal or structure in it, this one has {sorted(self.terms)}"
             )
-        _check_class_weights(class_weights)
-        positive = None if positive_weights is None else torch.tensor(positive_weights, dtype=torch.float32)
-        classes = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        # one number for each class, over its whole plane; no part of a checkpoint, the config has them
-        self.register_buffer("positive_weights", None if positive is None else positive[:, None, None], False)
-        self.register_buffer("class_weights", None if classes is None else classes / classes.mean(), False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (N, K, H, W) against a target (N, K, H, W) of 0 and 1; a scalar.
@@ -237,8 +267,7 @@ class SegmentationLoss(nn.Module):
         Raises:
             MedvisionError: If there are not as many positive or class weights as classes.
         """
-        for name in ("positive_weights", "class_weights"):
-            _check_number(name, getattr(self, name), logits.shape[1])
+        self._require_fit(logits.shape[1])
         logits, target = logits.float(), target.float()
         losses = [weight * self._term(name, logits, target) for name, weight in self.terms.items()]
         planes = torch.stack(losses).sum(0)
@@ -247,21 +276,9 @@ class SegmentationLoss(nn.Module):
     def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
         options = self.options.get(name, {})
         if name in WITH_POSITIVE_WEIGHTS:
-            options = {**options, "positive_weights": self.positive_weights}
+            over_planes = None if self.positive_weights is None else self.positive_weights[:, None, None]
+            options = {**options, "positive_weights": over_planes}
         return TERMS[name](logits, target, **options)
-
-
-def _check_class_weights(weights: Sequence[float] | None) -> None:
-    if weights is not None and (len(weights) < 2 or min(weights) < 0 or not any(weights)):
-        raise MedvisionError(
-            f"loss.class_weights is {list(weights)}; expected a number of 0 or more for each of two or more "
-            "classes, one of them above 0; what positives count in a class, loss.positive_weights says"
-        )
-
-
-def _check_number(name: str, weights: Tensor | None, classes: int) -> None:
-    if weights is not None and len(weights) != classes:
-        raise MedvisionError(f"loss.{name} has {len(weights)} numbers, the model {classes} classes; give one for each")
 
 
 def _check_option(name: str, option: str, value: Any) -> None:
@@ -273,7 +290,7 @@ def _check_option(name: str, option: str, value: Any) -> None:
         raise MedvisionError(f"loss.options.{name}.{option} is {value}; expected {expected}")
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(_Weighted):
     """Cross-entropy of labels with smoothing (Szegedy et al. 2016, arXiv:1512.00567), computed in float32.
 
     Class numbers are compared by a softmax over the classes, targets of 0 and 1 by a sigmoid for each class. An image
@@ -291,8 +308,6 @@ class CrossEntropy(nn.Module):
     """
 
     target = "label"
-    positive_weights: Tensor | None
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -301,19 +316,14 @@ class CrossEntropy(nn.Module):
         class_weights: Sequence[float] | None = None,
         gamma: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(positive_weights, class_weights)
         if not 0 <= label_smoothing < 1:
             raise MedvisionError(f"loss.label_smoothing is {label_smoothing}; expected a share from 0 to below 1")
         if gamma < 0:
             raise MedvisionError(f"loss.gamma is {gamma}; expected a number of 0 or more")
         if positive_weights is not None and min(positive_weights, default=0) <= 0:
             raise MedvisionError(f"loss.positive_weights is {list(positive_weights)}; expected numbers above 0")
-        _check_class_weights(class_weights)
         self.label_smoothing, self.gamma = label_smoothing, gamma
-        positive = None if positive_weights is None else torch.tensor(positive_weights, dtype=torch.float32)
-        classes = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("positive_weights", positive, False)  # no part of a checkpoint, the config has them
-        self.register_buffer("class_weights", None if classes is None else classes / classes.mean(), False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (N, K) against class numbers (N,) or 0 and 1 (N, K); a scalar.
@@ -321,8 +331,7 @@ class CrossEntropy(nn.Module):
         Raises:
             MedvisionError: If there are not as many weights as classes, or positive weights for class numbers.
         """
-        for name in ("positive_weights", "class_weights"):
-            _check_number(name, getattr(self, name), logits.shape[1])
+        self._require_fit(logits.shape[1])
         logits = logits.float()
         if target.ndim == 1:
             if self.positive_weights is not None:
@@ -339,14 +348,15 @@ class CrossEntropy(nn.Module):
 
     def _of_numbers(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean over images, each weighed by its class."""
-        if not self.gamma:
-            return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
         losses = F.cross_entropy(
             logits, target, self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
         )
-        others = logits.scatter(1, target[:, None], -torch.inf).logsumexp(1) - logits.logsumexp(1)
-        weights = logits.new_ones(len(target)) if self.class_weights is None else self.class_weights[target]
-        return (losses * _doubt(others, self.gamma)).sum() / weights.sum()
+        if self.gamma:
+            others = logits.scatter(1, target[:, None], -torch.inf).logsumexp(1) - logits.logsumexp(1)
+            losses = losses * _doubt(others, self.gamma)
+        if self.class_weights is None:
+            return losses.mean()
+        return losses.sum() / self.class_weights[target].sum().clamp(min=1e-9)  # a batch may hold nothing that counts
 
 
 class DeepSupervision(nn.Module):

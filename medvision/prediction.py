@@ -16,7 +16,8 @@ from torch import Tensor
 from medvision.data.images import Normalise, Pixels, resize_image, to_channels
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.explanation import Choice, Explanation, Target, default_layers, explain, require_methods
+from medvision.explanation import Choice, Explanation, Target, explain, require_methods
+from medvision.maps import default_layers
 from medvision.models import Network
 from medvision.tasks import ClassificationTask, SegmentationTask, require_numbers, resize_probability
 from medvision.tta import TestTimeAugmentation
@@ -148,8 +149,8 @@ class Explainer:
         single = all(weight.dtype == torch.float32 for weight in network.parameters())
         self.network = network if single else copy.deepcopy(network).float()
         if isinstance(layers, int):
-            blank = torch.zeros(1, self.spec.in_channels, *self.spec.image_size, device=model.device)
-            layers = default_layers(self.network, blank, layers)
+            shape, draw = (1, self.spec.in_channels, *self.spec.image_size), torch.Generator().manual_seed(0)
+            layers = default_layers(self.network, torch.randn(shape, generator=draw).to(model.device), layers)
         self.layers = list(layers)
 
     def see(self, image: Pixels) -> Tensor:

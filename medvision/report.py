@@ -1,16 +1,11 @@
 """The end of a run: both splits measured, everything written to its folder, a table on the terminal."""
 
 import logging
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from medvision import figures
 from medvision.build import Run, load_run
@@ -20,7 +15,9 @@ from medvision.files import write_json, write_text
 from medvision.logger import read_history
 from medvision.metrics import NAMES
 from medvision.runs import RunFolder
+from medvision.selection import draw
 from medvision.tasks import SegmentationTask
+from medvision.terminal import print_rows
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ def finish(place: RunFolder) -> None:
             if run.data.spec.challenge is not None:
                 challenge[split] = found.challenge(run.data.spec.challenge, decision)
             write_text(place.results(split), found.table(decision))
-            found.draw(place.picture(split), run.task, run.data, decision)
+            draw(place.picture(split), run, found, decision)
             if isinstance(found, MaskEvaluation):
                 found.draw_calibration(place.calibration(split), decision)
     figures.curves(place.path / "curves.png", {place.path.name: read_history(place.history)})
@@ -211,18 +208,6 @@ def print_challenge(name: str, split: str, values: Mapping[str, float]) -> None:
     """Prints a line of the scores of a challenge."""
     numbers = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if "/" not in key)
     print(f"{name}, {split} as the organisers score: {numbers or 'nothing to rank'}")
-
-
-def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> None:
-    """Prints a table, columns of words to the left, numbers to the right; plain text where that is no terminal."""
-    terminal = sys.stdout.isatty()
-    table = Table(box=box.ROUNDED if terminal else box.ASCII2)
-    for n, name in enumerate(header):
-        table.add_column(name, justify="left" if n in words else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # [ and ] are no markup
-    print(title)
-    Console(width=None if terminal else 1000).print(table)  # a line of a file is not broken
 
 
 def precision_hint(precision: str) -> str | None:

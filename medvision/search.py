@@ -14,12 +14,13 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import DictConfig, OmegaConf
 
 from medvision import cli, gpus
-from medvision.configs import prepare
+from medvision.configs import flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_json
 from medvision.jobs import LOG, Outcome, finished, quoted, run_job, share_of_cpus
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial, require_optuna
+from medvision.terminal import print_rows
 
 log = logging.getLogger("medvision.search")  # __name__ is __main__ here
 
@@ -44,6 +45,7 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
     require_optuna()
     place = folder.expanduser().resolve()
     journal = place / "search.journal"
+    require_own(journal)
     if not journal.exists():
         _probe(words, cfg)
     with locked(
@@ -52,13 +54,14 @@ def start(cfg: DictConfig, folder: Path, typed: list[str]) -> None:
     ):
         options, task = cfg.search, cfg.task
         rungs = (options.min_epochs, options.reduction_factor) if options.prune else None
-        asked = {cli.parsed(o).get_key_element(): o.partition("=")[2] for o in typed if not _of_the_search(o)}
-        asked |= {"task.monitor": task.monitor, "task.mode": task.mode, "search.seed": str(options.seed)}
+        asked = {key: value for key, value in flat(portable(cfg)).items() if not key.startswith(("paths.", "search."))}
+        asked |= {cli.parsed(o).get_key_element(): o.partition("=")[2] for o in typed if not _of_the_search(o)}
+        asked |= {"search.seed": options.seed}
         asked["search.prune"] = "false" if rungs is None else f"after {rungs[0]} epochs, by {rungs[1]}"
         study = Study(journal, space, task.mode == "max", options.seed, rungs, asked)
-        wanted = gpus.wish(cfg.trainer.accelerator, cfg.trainer.devices)
-        search = Search(place, study, words, options.trials, options.workers, options.timeout, wanted)
-        log.info("search folder: %s; hydra.sweep.dir=%s goes on with it after any stop", place, quoted(place))
+        wanted, count = gpus.wish(cfg.trainer.accelerator, cfg.trainer.devices), gpus.processes(cfg.trainer.devices)
+        search = Search(place, study, words, options.trials, options.workers, options.timeout, wanted, count)
+        log.info("search folder: %s; %s goes on with it after any stop", place, search.again)
         search.run()
         report(search, task.monitor, task.mode == "max", cfg.data.spec.name)
     _complain(search)
@@ -76,6 +79,7 @@ class Search:
         workers: How many at once.
         timeout: Seconds after which no trial is begun; None: never.
         wish: What each needs of the GPUs here, of which none has two trials.
+        processes: How many each trains by.
     """
 
     folder: Path
@@ -85,8 +89,14 @@ class Search:
     workers: int
     timeout: float | None
     wish: gpus.Wish
+    processes: int
     _stop: threading.Event = field(default_factory=threading.Event)
     _composing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def again(self) -> str:
+        """The word with which the same command goes on, as the shell reads it."""
+        return shlex.quote(f"hydra.sweep.dir={quoted(self.folder)}")
 
     def overrides(self, trial: Trial) -> list[str]:
         """The values of a trial among those that all have."""
@@ -112,7 +122,7 @@ class Search:
             except BaseException as error:
                 self._stop.set()
                 if isinstance(error, KeyboardInterrupt):
-                    raise MedvisionError(f"interrupted; hydra.sweep.dir={quoted(self.folder)} goes on") from None
+                    raise MedvisionError(f"interrupted; {self.again} goes on") from None
                 raise
 
     def _work(self, here: list[str], began: float) -> None:
@@ -150,9 +160,8 @@ class Search:
         with gpus.held(self.wish, here, self._stop) as (seen, locks):
             values = [f"{name}={value}" for name, value in trial.params.items()]
             told = {"SWEEP": self.folder.name, "JOB": str(trial.number), "TAGS": json.dumps(values)}  # to trackers
-            environment = (
-                share_of_cpus(self.workers) | {f"MEDVISION_{name}": text for name, text in told.items()} | seen
-            )
+            environment = share_of_cpus(self.workers * self.processes) | seen
+            environment |= {f"MEDVISION_{name}": text for name, text in told.items()}
             return run_job(self.place(trial).path, environment, stop=self._stop, hold=locks)
 
     def _tell(self, trial: Trial) -> None:
@@ -226,7 +235,6 @@ def as_dimension(override: Override) -> Dimension | None:
 def report(search: Search, metric: str, maximise: bool, data: str) -> None:
     """Writes `search.json` and figures, and prints the best trials and what to do with the best."""
     from medvision import study_figures
-    from medvision.report import print_rows
 
     study, trials = search.study, search.study.trials
     best, importance = study.best, study.importance()
@@ -264,7 +272,8 @@ def report(search: Search, metric: str, maximise: bool, data: str) -> None:
         print(
             f"the {metric} of the best trial flatters: it was chosen by it. Nobody has looked at test; to do so, once:"
         )
-        print(f"  python -m medvision.evaluate run={quoted(search.place(best).path)}")
+        run = f"run={quoted(search.place(best).path)}"
+        print(f"  {shlex.join(['python', '-m', 'medvision.evaluate', run])}")
         print(f"or train with these values again, perhaps with other seeds:\n  {again}")
     print(f"results: {search.folder / 'search.json'}")
 

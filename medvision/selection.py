@@ -4,6 +4,7 @@ import csv
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from medvision import figures
 from medvision.build import Run
 from medvision.data.cache import Sample
 from medvision.data.images import Pixels
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.evaluation import evaluate
+from medvision.evaluation import Evaluation, LabelEvaluation, MaskEvaluation, evaluate
 from medvision.metrics import COUNTS, count, decide, lower_is_better, scores
 from medvision.prediction import Predictor
 from medvision.runs import RunFolder
@@ -112,16 +114,28 @@ def named(run: Run, split: str, name: str) -> Sample:
     raise MedvisionError(f"id={name}: {split} has no such image; the nearest is {near[0]!r}")
 
 
+def draw(path: Path, run: Run, found: Evaluation, decision: Decision) -> None:
+    """Draws images of a split from the worst to the best, evenly spaced, so that a sheet shows no choice of ours."""
+    if isinstance(found, LabelEvaluation):
+        found.draw(path, run.data, decision)
+    elif isinstance(found, MaskEvaluation):
+        there, number = {sample.id: sample for sample in samples(run, found.split)}, len(found.images)
+        chosen = [(there[name], f"   rank {rank} of {number}") for name, rank in found.spread(decision).items()]
+        title = f"{found.split}: from the worst to the best of {number} images by jaccard, {decision}"
+        Artist(run, decision).several(path, chosen, title)
+
+
 class Artist:
-    """Draws images with what a run predicts of them, with the stored decision.
+    """Draws images with what a run predicts of them.
 
     Args:
-        run: A finished run.
+        run: With its weights.
+        decision: None: the stored one.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.predictor, self.decision = Predictor([run.predicting()]), run.decision
-        self.spec = run.data.spec
+    def __init__(self, run: Run, decision: Decision | None = None) -> None:
+        self.decision, self.spec = decision or run.decision, run.data.spec
+        self.predictor = Predictor([replace(run.predicting(), decision=self.decision)])
 
     def one(self, path: Path, sample: Sample, title: str) -> None:
         """Draws one image: with masks at its own size, and with a row for each class where there are several."""
@@ -182,7 +196,5 @@ class Artist:
         return np.array([k in sample.labels for k in range(len(self.spec.classes))])
 
     def _verdict(self, sample: Sample, probability: NDArray[np.float32]) -> str:
-        """The classes that are there, and if others are decided for, on a second line which."""
-        values = (self._truth(sample), decide(probability[None], self.decision.threshold)[0])
-        there, said = (figures.named(self.spec.classes, flags) for flags in values)
-        return there if said == there else f"{there}\nsaid: {said}"
+        decided = decide(probability[None], self.decision.threshold)[0]
+        return figures.verdict(self.spec.classes, self._truth(sample), decided)

@@ -58,6 +58,7 @@ class DataSpec:
         for field in ("classes", "mean", "std"):
             value = getattr(self, field)
             object.__setattr__(self, field, None if value is None else tuple(value))
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # a config takes 0 for a number
         object.__setattr__(self, "image_size", as_size(self.image_size))
         if self.kind not in (kinds := get_args(Kind)):
             raise MedvisionError(f"data.spec.kind is {self.kind!r}; expected one of {', '.join(kinds)}")

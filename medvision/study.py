@@ -109,7 +109,7 @@ class Study:
         maximise: bool,
         seed: int,
         rungs: tuple[int, int] | None,
-        asked: Mapping[str, str],
+        asked: Mapping[str, object],
     ) -> None:
         optuna = require_optuna()
         self.study = optuna.create_study(
@@ -124,7 +124,7 @@ class Study:
             self.study.set_user_attr(ASKED, dict(asked))
         before = self.study.user_attrs[ASKED]
         changes = [
-            f"{key}: {before.get(key, 'not typed')} -> {asked.get(key, 'not typed')}"
+            f"{key}: {before.get(key, 'not there')} -> {asked.get(key, 'not there')}"
             for key in sorted(before.keys() | asked.keys())
             if before.get(key) != asked.get(key)
         ]

@@ -5,6 +5,7 @@ The same command on the same folder goes on: what is finished stays, all else is
 
 import json
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -19,13 +20,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from medvision.configs import changes, portable, prepare
+from medvision import cli
+from medvision.configs import changes, flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, writable_folder, write_json
-from medvision.gpus import wish
+from medvision.gpus import processes, wish
 from medvision.jobs import LOG, Outcome, finished, quoted
 from medvision.launchers import Job
 from medvision.runs import RunFolder
+from medvision.terminal import print_rows
 
 log = logging.getLogger("medvision.sweep")
 
@@ -63,8 +66,15 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
         MedvisionError: If the folder holds another sweep or is in use, or if a job failed.
     """
     cfg = configs[0]
-    if cfg.resume is not None:
-        raise MedvisionError("resume= goes on with one run; a sweep goes on by hydra.sweep.dir=<its folder>")
+    for word in ("resume", "repeat", "check"):
+        if cfg[word]:
+            raise MedvisionError(f"{word}={cfg[word]} is of one run; a sweep goes on by hydra.sweep.dir=<its folder>")
+    for word in typed:
+        if not word.startswith("-") and _of_the_sweep(word) and cli.parsed(word).is_sweep_override():
+            name, _, value = word.partition("=")
+            raise MedvisionError(
+                f'{word}: a sweep has one {name}; if that is one value, quote it: "{name}={quoted(value)}"'
+            )
     if dict(cfg.hydra.sweep.items_ex(resolve=False))["subdir"] != "${hydra.job.num}":
         raise MedvisionError("hydra.sweep.subdir: the folders of the jobs are their numbers; leave it out")
     folder = Path(cfg.hydra.sweep.dir).expanduser().resolve()
@@ -86,7 +96,8 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
             with _asked_to_stop(watch.stop), watch.progress:
                 launcher.launch(left, watch)
         _show(folder, todo, watch.outcomes)
-        _compare(folder, [planned[n].config for n, of in watch.outcomes.items() if of.state == "finished"])
+        if not watch.stop.is_set():
+            _compare(folder, [planned[n].config for n, of in watch.outcomes.items() if of.state == "finished"])
     ended = {job: watch.outcomes.get(job.number, Outcome("stopped")) for job in todo}
     failed = [
         f"job {job.number} ({job.words}) failed: {of.reason}; {job.folder / LOG}"
@@ -111,8 +122,7 @@ def plan(folder: Path, asked: Sequence[Planned], command: str) -> dict[int, Plan
             if one.run == other.run:
                 raise MedvisionError(f"jobs {m} and {n} are the same: {' '.join(one.overrides)}; leave one out")
     path = folder / PLAN
-    if not path.exists() and (runs := sorted(folder.glob("*/.hydra/config.yaml"))):
-        raise MedvisionError(f"{folder} holds runs ({runs[0].parents[1].name}) but no {PLAN}; choose another folder")
+    require_own(path)
     stored = read_json(path)["jobs"] if path.exists() else {}
     planned = {int(number): Planned(job["overrides"], job["config"]) for number, job in stored.items()}
     new = [job for job in asked if all(job.run != old.run for old in planned.values())]
@@ -191,14 +201,20 @@ def _asked_to_stop(stop: Event) -> Iterator[None]:
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(json.dumps(portable(cfg)))
-    return config
+    config = portable(cfg)
+    if wrong := [f"{k}={v}" for k, v in flat(config).items() if isinstance(v, float) and not math.isfinite(v)]:
+        raise MedvisionError(f"{', '.join(wrong)}: {PLAN} holds finite numbers alone; choose one")
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:
     """Of what was typed that which makes the run."""
-    of_the_sweep = ("hydra", "launcher", "traceback")
-    return [o for o in overrides if o.startswith("hydra.searchpath=") or not o.lstrip("+~").startswith(of_the_sweep)]
+    return [o for o in overrides if o.startswith("hydra.searchpath=") or not _of_the_sweep(o)]
+
+
+def _of_the_sweep(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra", "launcher", "traceback"))
 
 
 def _command(typed: Sequence[str], folder: Path) -> str:
@@ -218,6 +234,7 @@ def _jobs(folder: Path, planned: dict[int, Planned]) -> list[Job]:
                 folder / str(n),
                 " ".join(words),
                 wish(trainer["accelerator"], trainer["devices"]),
+                processes(trainer["devices"]),
                 {
                     "MEDVISION_SWEEP": folder.name,
                     "MEDVISION_JOB": str(n),
@@ -229,8 +246,6 @@ def _jobs(folder: Path, planned: dict[int, Planned]) -> list[Job]:
 
 
 def _show(folder: Path, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> None:
-    from medvision.report import print_rows
-
     rows = []
     for job in jobs:
         of = outcomes.get(job.number, Outcome("not run"))
@@ -241,6 +256,8 @@ def _show(folder: Path, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> No
 
 def _compare(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
     """Compares what is finished, where there are two variants or more."""
+    if len(configs) < 2:
+        return
     from medvision.compare import compare_folders
     from medvision.variants import grouped
 

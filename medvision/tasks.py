@@ -27,6 +27,7 @@ from medvision.metrics import (
     check_operating_point,
     count,
     histogram,
+    lower_is_better,
 )
 from medvision.metrics.calibration import Calibration
 from medvision.mixing import mix
@@ -95,7 +96,7 @@ class Task(pl.LightningModule):
         channels_last: Keep tensors in the memory order that 16-bit convolutions are fast in.
 
     Raises:
-        MedvisionError: If `monitor` is not logged or `mode` is neither.
+        MedvisionError: If `monitor` is not logged, or `mode` is not in its sense.
     """
 
     def __init__(
@@ -117,6 +118,10 @@ class Task(pl.LightningModule):
         if monitor not in known or mode not in ("max", "min"):
             raise MedvisionError(
                 f"task.monitor={monitor} task.mode={mode}: expected mode max or min and one of {', '.join(known)}"
+            )
+        if (best := "min" if lower_is_better(monitor.removeprefix("val/")) else "max") != mode:
+            raise MedvisionError(
+                f"task.monitor={monitor} task.mode={mode} would keep the worst epoch; expected task.mode={best}"
             )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
@@ -271,7 +276,7 @@ class SegmentationTask(Task):
         tolerance: Of the normalised surface Dice, pixels; None: no boundaries are measured.
 
     Raises:
-        MedvisionError: If `monitor` is not logged, `mode` is neither, or another option has no meaning.
+        MedvisionError: If `monitor` is not logged, `mode` is not in its sense, or another option has no meaning.
     """
 
     def __init__(
@@ -356,8 +361,8 @@ class ClassificationTask(Task):
         operating_point: What the threshold of each class is chosen for, see `metrics.best_decision`.
 
     Raises:
-        MedvisionError: If `monitor` is not logged or `mode` is neither, a strength is negative, or `operating_point` is
-            unknown or asked for where the most probable class is decided for.
+        MedvisionError: If `monitor` is not logged, `mode` is not in its sense, a strength is negative, or
+            `operating_point` is unknown or asked for where the most probable class is decided for.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """`python -m medvision.train model=unetv2 data=isic2017`: from an archive to an evaluated run."""
 
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from medvision import cli, sweep
 from medvision.configs import COUNTED, changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
 from medvision.files import end_with_parent, locked, read_json
-from medvision.jobs import quoted
+from medvision.jobs import resume_command
 from medvision.runs import RunFolder
+from medvision.terminal import print_rows
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -41,7 +43,7 @@ def start(cfg: DictConfig, folder: Path, overrides: list[str]) -> None:
     if cfg.check:
         raise MedvisionError("check=true goes with repeat=<folder>, of which it says what has changed since")
     with _prepared(cfg, folder, overrides) as place:
-        begun = _begun(place)
+        begun = _begun(place, load_config(place))
     execute(*begun)
 
 
@@ -52,7 +54,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
         MedvisionError: If the folder holds no run, or the config is to be changed.
     """
     place = RunFolder(folder.expanduser().resolve())
-    load_config(place)
+    cfg = load_config(place)
     stored = _typed(place)
     typed = [o for o in overrides if not o.startswith(("resume=", "hydra.")) and o != cli.TRACEBACK]
     if typed and (changed := changes(_composed(stored), _composed([*stored, *typed]))):
@@ -62,7 +64,7 @@ def resume(folder: Path, overrides: list[str]) -> None:
             + "\nLeave them out; or start a new run from its weights and optimizer with "
             f"ckpt_path={place.last} and the new values"
         )
-    execute(*_begun(place))
+    execute(*_begun(place, cfg))
 
 
 def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None:
@@ -78,7 +80,7 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
         MedvisionError: If there is no finished run, other values were asked for, or nothing has changed that is known
             to matter, and the results still differ.
     """
-    from medvision.report import print_rows, require_finished
+    from medvision.report import require_finished
 
     place = RunFolder(folder.expanduser().resolve())
     cfg = load_config(place)
@@ -89,7 +91,7 @@ def repeat(folder: Path, again: Path, overrides: list[str], check: bool) -> None
     if not any(o.startswith("hydra.run.dir=") for o in overrides):
         again = again.parent / f"{place.path.name}-again-{datetime.now():%Y%m%d-%H%M%S-%f}"
     with _prepared(cfg, again, _typed(place), keep=not check) as new:
-        begun = _begun(new)
+        begun = _begun(new, load_config(new))
         changed = _changed_since(place, begun[0])
         if not (begun[1][0].strategy.root_device.type == "cpu" or cfg.trainer.deterministic):
             changed.append("trainer.deterministic is not set: a GPU does not repeat every operation bit for bit")
@@ -158,14 +160,13 @@ def _prepared(cfg: DictConfig, folder: Path, overrides: Sequence[str], keep: boo
             shutil.rmtree(place.path if made else place.config.parent)
 
 
-def _begun(place: RunFolder) -> "tuple[Run, Training]":
+def _begun(place: RunFolder, cfg: DictConfig) -> "tuple[Run, Training]":
     """Everything that can be refused, before any long work; the last of it is decoding the images.
 
     What the config left to the data, as which files a list excludes, is then part of it.
     """
     from medvision.build import build
 
-    cfg = load_config(place)
     run = build(cfg, pretrained=not place.last.exists())
     run.folder = place
     if cfg.ckpt_path is not None and not place.last.exists():
@@ -197,7 +198,8 @@ def execute(run: "Run", training: "Training") -> None:
     if cli.RANK:
         fit(run, training, place)
         return
-    with locked(place.lock, busy=f"{place.path} is being trained by another process; wait for it or stop it"):
+    busy = f"{place.path} is being trained by another process; wait for it or stop it"
+    with locked(place.lock, busy), _interruptible(place):
         if place.metrics.exists():
             log.info("%s is finished", place.path)
         elif place.pruned.exists():
@@ -229,13 +231,13 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     """The part of a training that each of its processes has.
 
     Raises:
-        MedvisionError: If it is interrupted, or another of its processes has ended.
+        MedvisionError: If another of its processes has ended.
     """
     from torch import distributed
 
     trainer, _ = training
     if trainer.world_size > 1:
-        sys.argv[1:] = [f"resume={quoted(place.path)}"]  # with which Lightning starts the other processes
+        sys.argv[1:] = resume_command(place.path)[2:]  # with which Lightning starts the other processes
     path = str(place.last) if place.last.exists() else run.config.ckpt_path
     if path is not None:
         log.info("going on from %s", path)
@@ -244,8 +246,6 @@ def fit(run: "Run", training: "Training", place: "RunFolder") -> None:
     except RuntimeError as error:
         _blame(trainer, error)
         raise
-    if trainer.interrupted:
-        raise MedvisionError(f"interrupted; go on with python -m medvision.train resume={place.path}")
     if distributed.is_initialized():
         distributed.destroy_process_group()  # the first process measures alone
 
@@ -276,6 +276,16 @@ def _origins(place: "RunFolder") -> "list[RunFolder]":
 
 def _composed(overrides: Sequence[str]) -> object:
     return OmegaConf.to_container(cli.compose("train", overrides))
+
+
+@contextmanager
+def _interruptible(place: RunFolder) -> Iterator[None]:
+    """Says after an interrupt, which Lightning answers by leaving, how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        command = shlex.join(["python", *resume_command(place.path)])
+        raise MedvisionError(f"interrupted; go on with: {command}") from None
 
 
 @contextmanager

@@ -28,8 +28,10 @@ def deletion_and_insertion(
     Returns:
         The curve as pixels become the mean of the training images, which falls soon where the heat is right; and the
         curve as pixels come into a blurred image, which rises soon. Each has `STEPS` + 1 points, evenly from none of
-        the pixels to all.
+        the pixels to all. NaN where heat is flat: no pixels are the hottest.
     """
+    if heat.std() == 0:
+        return np.full(STEPS + 1, np.nan), np.full(STEPS + 1, np.nan)
     rank = torch.empty(heat.numel(), dtype=torch.int64, device=image.device)
     rank[heat.flatten().argsort(descending=True, stable=True)] = torch.arange(heat.numel(), device=image.device)
     shares = torch.linspace(0, 1, STEPS + 1, device=image.device)

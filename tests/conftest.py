@@ -19,17 +19,26 @@ import torch
 from hydra.utils import get_class, instantiate
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from medvision import cli
+from medvision.build import build
+from medvision.configs import save_config
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.evaluation import LabelEvaluation, MaskEvaluation
+from medvision.report import finish
+from medvision.runs import RunFolder
 from medvision.spec import DataSpec
 from medvision.tasks import ImageCounts
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+RUNS = {
+    "attributes": ["data=phantom_attributes", "data.images={count:15}", "model=unet_plain", "model.width=4"],
+    "melanoma": ["data=phantom_melanoma", "data.images={train:24,test:5}", "model=resnet18"],
+    "insects": ["data=phantom_insects", "data.images={train:8,val:6}", "model=resnet18"],
+}
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
@@ -52,6 +61,39 @@ def own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("data", "cache", "runs"):
             patch.setenv(f"MEDVISION_{name.upper()}", str(root / name))
         yield root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RunFolder]]:
+    """`trained("attributes")`: a run folder with random weights and its results."""
+    made, root = dict[str, RunFolder](), tmp_path_factory.mktemp("runs")
+
+    def make(name: str) -> RunFolder:
+        if name not in made:
+            words = ["data.image_size=32", "data.num_workers=0", "trainer.accelerator=cpu", f"hydra.run.dir={root}"]
+            cfg = cli.compose("train", [*RUNS[name], *words])
+            with open_dict(cfg):
+                del cfg["hydra"]
+            place = RunFolder(root / name)
+            save_config(cfg, place)
+            run = build(cfg)
+            place.best.parent.mkdir()
+            checkpoint = {
+                "state_dict": run.task.state_dict(),
+                "callbacks": {"Checkpoint": {"best_epoch": 1, "best": 0.5}},
+            }
+            torch.save(checkpoint, place.best)
+            place.history.write_text(
+                "epoch,step,metric,value\n1,9,train/loss,0.5\n1,9,val/loss,0.6\n1,9,val/jaccard,0.1\n"
+            )
+            finish(place)
+            made[name] = place
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("data", "cache", "runs"):
+            patch.setenv(f"MEDVISION_{place.upper()}", str(root / place))
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """Checkpoints: which epochs the two files hold, whatever the course of the metric. Thawing at its epoch."""
 
+import errno
 import itertools
 import os
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +33,18 @@ def trainer_at(epoch, value, other=0.0):
         save_checkpoint=save_checkpoint,
         state=SimpleNamespace(fn=TrainerFn.FITTING),
     )
+
+
+def test_a_full_disk_is_named(tmp_path, in_processes):
+    def work(_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            PlainCheckpointIO().save_checkpoint({"weights": torch.zeros(50_000)}, tmp_path / "last.ckpt")
+        except OSError as error:
+            return error.errno
+        return None
+
+    assert in_processes(1, work) == [errno.EFBIG]
 
 
 VALUES = st.sampled_from([0.1, 0.2, 0.3, float("nan")])

@@ -1,5 +1,6 @@
 """Heat maps during training: which epochs, whose weights, which files; the training itself stays the same."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from medvision import callbacks
-from medvision.callbacks import EMA, Explanations
+from medvision import figures
+from medvision.callbacks import EMA, Explanations, pictures
 from medvision.errors import MedvisionError
 from medvision.explanation import explain
 from medvision.losses import CrossEntropy, SegmentationLoss
@@ -38,10 +39,11 @@ class Drawing(nn.Module):
 def fit(dataset, fake_hymenoptera, fake_isic2017, tmp_path):
     """`fit("run", callback, ...)`: trains a tiny network in a folder; the trainer and the weights and momenta after."""
 
-    def train(name, *extra, masks=False, logger=False):
+    def train(name, *extra, masks=False, logger=False, watched=None):
         archive = "isic2017" if masks else "hymenoptera"
         root = (fake_isic2017 if masks else fake_hymenoptera)(tmp_path / archive / name)
         data = dataset(archive, root, batch_size=3, image_size=32)
+        data.watched = watched
         torch.manual_seed(0)
         if masks:
             model, make, loss = UNetPP(channels=(4, 8)), SegmentationTask, SegmentationLoss({"bce": 1})
@@ -113,7 +115,7 @@ def test_the_weights_explained_are_those_of_validation(fit, monkeypatch):
         def on_train_batch_end(self, trainer, pl_module, *_):
             events.append(("trained", next(pl_module.model.parameters()).detach().clone()))
 
-    monkeypatch.setattr(callbacks, "explain", noted)
+    monkeypatch.setattr(pictures, "explain", noted)
     for name, order in (("before", [Explanations(images=1), EMA(0.5)]), ("after", [EMA(0.5), Explanations(images=1)])):
         events.clear()
         fit(name, *order, Note())
@@ -124,6 +126,24 @@ def test_the_weights_explained_are_those_of_validation(fit, monkeypatch):
                 assert torch.equal(weights, latest["validated"])
                 averaged = "trained" in latest and not torch.equal(weights, latest["trained"])
         assert averaged
+
+
+def test_captions_have_image_and_answer_in_lines_of_their_own(fit, monkeypatch):
+    """Either may be long, and what is longer than a picture is cut."""
+    drawn = []
+    monkeypatch.setattr(figures, "gallery", lambda path, tiles, *_, **__: drawn.append(tiles))
+    fit("run", Explanations(images=2, epochs=[1], layers=["model.encoder.layer1"]))
+    captions = [tile.caption for tile in drawn[-1]]
+    assert all(re.fullmatch(r"ants/\w+\n0\.\d{3} (ants|bees)", caption) for caption in captions[::2])
+    assert captions[1::2] == ["model.encoder.layer1"] * 2
+
+
+def test_a_second_split_that_is_watched_has_no_rows(fit, monkeypatch):
+    """`protocol=paper` validates the reported split too, whose images are not asked for."""
+    rows = []
+    monkeypatch.setattr(Explanations, "_draw", lambda self, trainer: rows.append(len(self._rows)))
+    fit("run", Explanations(images=99), masks=True, watched="test")
+    assert {*rows} == {3}  # images of val
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The classification task: mixed batches and their resumption, operating points, what a split says of itself."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from medvision import cli
+from medvision import cli, figures, label_figures
 from medvision.build import build
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
@@ -78,6 +79,12 @@ def test_a_training_with_mixed_batches_resumes_to_the_same_weights(spec, tmp_pat
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [
+        (
+            "binary",
+            {"monitor": "val/brier"},
+            "val/brier task.mode=max would keep the worst epoch; expected task.mode=min",
+        ),
+        ("binary", {"monitor": "val/auroc", "mode": "min"}, "would keep the worst epoch; expected task.mode=max"),
         ("binary", {"mixup": -1}, r"task.mixup is -1; expected 0 \(off\) or more"),
         ("binary", {"operating_point": {"recall": 0.9}}, "task.operating_point={'recall': 0.9}: expected youden"),
         ("multiclass", {"operating_point": {"sensitivity": 0.9}}, "tiny has exclusive classes"),
@@ -170,6 +177,20 @@ def test_bands_are_those_of_a_loop_over_the_same_resamples():
     assert (roc[:, -1] == 1).all()
 
 
+def test_the_surest_mistakes_are_named_and_of_the_classes_that_are_mistaken(tmp_path, monkeypatch):
+    probability = np.array([[0.1, 0.36], [0.9, 0.8], [0.9, 0.1]], np.float32)
+    one = LabelEvaluation("test", ("a", "b"), False, tuple("xyz"), probability, np.array([[1, 0]] * 3, bool))
+    samples = [
+        SimpleNamespace(id=i, read=lambda _: (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 0)))) for i in "xyz"
+    ]
+    data, sheets = SimpleNamespace(splits={"test": samples}, spec=SimpleNamespace(in_channels=3)), {}
+    monkeypatch.setattr(figures, "gallery", lambda path, tiles, *_: sheets.update({path.name: tiles}))
+    one.draw(tmp_path / "p.png", data, Decision((0.05, 0.3)))
+    every, mistakes = ([tile.caption for tile in sheets[name]] for name in ("p.png", "p_mistakes.png"))
+    assert every == ["x\n0.10 a\nsaid: a + b", "y\n0.20 a\nsaid: a + b", "z\n0.90 a"]
+    assert mistakes == ["y\n0.20 a\nsaid: a + b", "x\n0.64 a\nsaid: a + b"]  # that a is there was said of x
+
+
 def test_confusion_of_one_class_begins_with_its_absence():
     truth, decided = np.array([0, 0, 0, 1], bool), np.array([0, 1, 0, 1], bool)
     assert confusion(truth, decided).tolist() == [[2, 1], [0, 1]]
@@ -189,12 +210,47 @@ def test_a_page(classes, exclusive, tmp_path, monkeypatch):
     page(
         tmp_path / "x.png", one.probability, one.truth, decided, classes, decision.threshold, bootstrap, values, "title"
     )
-    titles = [axes.get_title() for axes in drawn[0].axes]
-    assert titles[::5] == [f"ROC of {c}\nauroc {n / 8:.3f}" for n, c in enumerate(classes)]
-    texts = ["".join(text.get_text() for text in axes.texts) for axes in drawn[0].axes]
-    assert ("not defined:\nno image shows the class" in texts[-5:]) != exclusive
-    shown = [int(text.get_text()) for text in drawn[0].axes[4].texts]
+    axes = {axes.get_title(): axes for axes in drawn[0].axes}
+    roc = [f"ROC of {c}\nauroc {n / 8:.3f}" for n, c in enumerate(classes)]
+    assert [title for title in axes if title.startswith("ROC")] == roc
+    texts = ["".join(text.get_text() for text in axes[title].texts) for title in roc]
+    assert ("not defined:\nno image shows the class" in texts) != exclusive
+    assert sum(title.startswith("confusion") for title in axes) == (1 if exclusive else len(classes))
+    shown = [int(text.get_text()) for text in axes["confusion" if exclusive else f"confusion of {classes[0]}"].texts]
     assert sum(shown) == (decided.sum(1)[one.truth.any(1)].sum() if exclusive else 60)
+    assert all(max(axes[f"scores of {c}"].get_yticks()) <= 1 for c in classes)
+
+
+def test_a_page_of_more_classes_than_it_has_room_for(tmp_path, monkeypatch):
+    classes = tuple(f"c{n}" for n in range(150))  # a row of each would be more than 65,536 pixels
+    one, drawn = made(classes, True, images=150), []
+    values = {f"auroc/{name}": 1 - n / 150 for n, name in enumerate(classes[:149])}
+    monkeypatch.setattr(label_figures, "ROWS", 2)
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
+    decided = one.probability.argmax(1)[:, None] == np.arange(150)
+    page(tmp_path / "x.png", one.probability, one.truth, decided, classes, (), Bootstrap(150, resamples=2), values, "t")
+    assert drawn[0].get_suptitle() == "t: the 2 of 150 classes with the lowest AUROC"
+    titles = [axes.get_title().split("\n")[0] for axes in drawn[0].axes]
+    assert [title for title in titles if title.startswith("ROC")] == ["ROC of c147", "ROC of c148"]
+    matrix = drawn[0].axes[titles.index("confusion")]
+    assert sum(int(text.get_text()) for text in matrix.texts) == 150 and len(matrix.get_yticklabels()) == 150
+    assert max(Image.open(tmp_path / "x.png").size) < 6000
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    classes = ("$a^$", "_under", "a name that is " + "much " * 20 + "too long")
+    one, drawn = made(classes, True), []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
+    decided = one.probability.argmax(1)[:, None] == np.arange(3)
+    page(tmp_path / "x.png", one.probability, one.truth, decided, classes, (), Bootstrap(60, resamples=2), {}, "t")
+    axes = {axes.get_title(): axes for axes in drawn[0].axes}
+    legend = [text.get_text() for text in axes["scores of _under"].get_legend().get_texts()]
+    assert [words.split(" (")[0] for words in legend] == ["not _under", " _under"]
+    assert r"ROC of \$a^\$" in axes and all(len(title) < 100 for title in axes)
+    names = [label.get_text() for label in axes["confusion"].get_yticklabels()]
+    assert names[:2] == [r"\$a^\$", " _under"] and names[2].count("\n") == 2 and names[2].endswith("…")
 
 
 def test_a_page_of_one_image(tmp_path):

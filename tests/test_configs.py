@@ -14,6 +14,7 @@ from torch import nn
 
 from medvision import cli
 from medvision.build import build, build_data, keep_freed_memory
+from medvision.configs import portable
 from medvision.errors import MedvisionError
 from medvision.models import EncoderModel
 from medvision.runs import RunFolder
@@ -358,6 +359,15 @@ def test_places_follow_the_environment(places, monkeypatch):
     )
 
 
+def test_what_was_typed_as_a_place_is_found_from_elsewhere(places, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["data=folder", "data.root=mine", "data.exclude=list.txt", "ckpt_path=a.ckpt"]
+    stored = portable(cli.compose("train", words))
+    typed = stored["data"]["root"], stored["data"]["exclude"], stored["ckpt_path"]
+    assert typed == tuple(str(tmp_path / name) for name in ("mine", "list.txt", "a.ckpt"))
+    assert portable(cli.compose("train", ["data=isic2017"]))["data"]["root"] == "${paths.data}/${data.spec.name}"
+
+
 @pytest.mark.parametrize(
     ("override", "meant"),
     [
@@ -473,3 +483,8 @@ def test_training_does_not_pay_page_faults_for_memory_it_had_before() -> None:
     keep_freed_memory()
     faults()
     assert faults() < 20 * 1024  # one round of fresh pages; five rounds are five times as many
+
+
+def test_a_word_that_cannot_be_read_is_named():
+    with pytest.raises(MedvisionError, match=r"^hydra.run.dir=it's: .* is quoted: \"hydra.run.dir='it\\'s'\"$"):
+        compose("seed=1", "hydra.run.dir=it's")

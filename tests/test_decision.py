@@ -14,6 +14,13 @@ from medvision.postprocess import Cleaning
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+@pytest.mark.parametrize("threshold", [1e-9, 0.01, 0.3, 0.99, 1 - 1e-9])
+def test_a_threshold_at_a_low_temperature_is_a_probability_still(threshold):
+    [moved] = Decision((threshold,)).at((1e-4,)).threshold
+    assert 0 < np.float32(moved) < 1 and (moved < 1e-30 if threshold < 0.5 else moved > 1 - 1e-7)
+    assert Decision((threshold,)).at((0.9,)).threshold[0] == pytest.approx(expit(logit(threshold) / 0.9))
+
+
 @pytest.mark.parametrize(
     ("decision", "entries"),
     [

@@ -240,22 +240,14 @@ def test_unknown_split_is_refused(data, task, trainer):
 
 
 @pytest.mark.parametrize(("number", "ranks"), [(1, [1]), (2, [1, 5]), (3, [1, 3, 5]), (9, [1, 2, 3, 4, 5])])
-def test_examples_go_from_the_worst_to_the_best(data, task, trainer, number, ranks):
+def test_images_from_the_worst_to_the_best(data, task, trainer, number, ranks):
     decision = Decision((0.61,))
     evaluation = evaluate(trainer, task, data, "test")
     jaccard = sorted(
         (float(row["jaccard"]), row["id"]) for row in csv.DictReader(io.StringIO(evaluation.table(decision)))
     )
     assert jaccard[0][0] < jaccard[-1][0]
-    shown = evaluation.examples(task, data, decision, number)
-    expected = [f"{jaccard[r - 1][1]}   jaccard {jaccard[r - 1][0]:.3f}   (rank {r} of 5)" for r in ranks]
-    assert [example.caption for example in shown] == expected
-    sizes = {image.id: image.size for image in evaluation.images}
-    for example, rank in zip(shown, ranks, strict=True):
-        value, name = jaccard[rank - 1]
-        assert example.image.dtype == np.uint8 and example.image.shape == (*sizes[name], 3)
-        both = (example.truth & example.prediction).sum() / (example.truth | example.prediction).sum()
-        assert both == pytest.approx(value)
+    assert [*evaluation.spread(decision, number).items()] == [(jaccard[rank - 1][1], rank) for rank in ranks]
 
 
 def labels(exclusive=False):
@@ -333,7 +325,7 @@ def test_labels_of_a_split_are_measured(kind, fake, spec, trainer, tmp_path, req
             found.probability[n], odds / odds.sum() if kind == "multiclass" else odds / (1 + odds), rtol=1e-5
         )
         assert [k in sample.labels for k in range(len(facts.classes))] == found.truth[n].tolist()
-    found.draw(tmp_path / "sheet.png", task, data, found.choose("val/accuracy"))
+    found.draw(tmp_path / "sheet.png", data, found.choose("val/accuracy"))
     assert min(Image.open(tmp_path / "sheet.png").size) > 200
 
 
@@ -466,9 +458,8 @@ def test_boundaries_are_measured_at_the_original_sizes(data, task, trainer, tole
     if tolerance is None:
         assert found.surface(decision) == {} and "distances" not in found.summary(decision)
         return
-    for example in found.examples(task, data, decision):
-        n = [image.id for image in found.images].index(example.caption.split()[0])
-        expected = boundary_scores(example.prediction, example.truth, tolerance)
+    for n, (probability, truth) in enumerate(maps(data, task, "test").values()):
+        expected = boundary_scores(probability >= 0.61, truth, tolerance)
         assert {name: values[n].tolist() for name, values in found.surface(decision).items()} == {
             name: values.tolist() for name, values in expected.items()
         }
@@ -513,7 +504,8 @@ def test_options_without_a_meaning_are_refused(options, message, spec):
 )
 def test_the_threshold_is_chosen_as_the_epoch_unless_it_is_said_otherwise(monitor, by, chosen_by, spec):
     loss, optimizer = SegmentationLoss({"bce": 1}), partial(torch.optim.SGD)
-    task = SegmentationTask(Darkness(), loss, optimizer, None, spec("multilabel"), monitor, threshold_by=by, mode="max")
+    mode = "min" if monitor == "val/loss" else "max"
+    task = SegmentationTask(Darkness(), loss, optimizer, None, spec("multilabel"), monitor, mode, threshold_by=by)
     assert task.chosen_by == chosen_by
 
 
@@ -545,9 +537,6 @@ def test_masks_are_calibrated_cleaned_and_counted(data, task, trainer):
     beside = found.beside(CLEANED)
     assert beside.keys() == {"without cleaning", "without temperature"}
     assert beside["without cleaning"]["dice"] != found.summary(CLEANED)["dice"]
-    for example in found.examples(task, data, CLEANED):
-        n = [*each].index(example.caption.split()[0])
-        np.testing.assert_array_equal(example.prediction[0], CLEANED.cleaning[0](masks[n]))
 
 
 def test_what_was_not_counted_is_refused(data, task, trainer):
@@ -623,6 +612,19 @@ def test_labels_have_a_temperature(exclusive):
         for e, d in ((evaluation, decision), (after, decision.at(found)))
     ]
     assert decisions[0] == decisions[1]
+
+
+def test_thresholds_of_labels_are_chosen_at_the_temperature():
+    """So low a temperature makes 0 and 1 of most probabilities; what is chosen parts what is left as well as can be."""
+    probability = np.array([[0.2], [0.30], [0.31], [0.6], [0.9]], np.float32)
+    truth = np.array([[0], [0], [1], [1], [1]], bool)
+    evaluation = LabelEvaluation("val", ("a",), False, tuple("vwxyz"), probability, truth)
+    for temperature in ((), (0.5,), (0.01,)):
+        decision = evaluation.choose("accuracy", temperature)
+        assert decision.temperature == temperature
+        assert evaluation.at(temperature).summary(decision)["accuracy"] == 1
+    saturated = evaluation.choose("accuracy", (1e-4,))  # below 0.5 all is 0
+    assert evaluation.at((1e-4,)).summary(saturated)["accuracy"] == pytest.approx(4 / 5)
 
 
 def test_no_best_temperature_is_1_and_says_so(caplog):

@@ -18,14 +18,12 @@ from medvision.explanation import (
     RULES,
     Choice,
     Target,
-    activations,
-    as_maps,
-    channels,
-    default_layers,
     explain,
     row,
     scale,
 )
+from medvision.explanation_folder import channels
+from medvision.maps import activations, as_maps, default_layers
 from medvision.models import SMP, Classifier, UNetPP, UNetV2
 
 LIBRARY = {
@@ -95,6 +93,47 @@ def test_equal_to_the_library(method, net, image, spec):
         assert expected.max() > 0.99
 
 
+def test_weak_heat_is_as_weak_as_the_librarys(net, image, spec):
+    """Both divide by the greatest heat and 1e-7 more."""
+    nn.init.uniform_(net.head.weight, 0, 1e-8)
+    found = explain(net, image, ["second"], ["grad_cam"], of_labels(spec, "b")).heat["grad_cam"][:, 0]
+    expected = by_library("GradCAM", net, image, "second", [ClassifierOutputTarget(1)] * 2)
+    assert 0.5 < expected.max() < 0.999999
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_pixels_that_become_channels(net, spec):
+    """Before the first convolution, which then sees a smaller image."""
+    model = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 3, 1), net).eval()
+    found = explain(model, torch.randn(2, 3, *SIZE), ["2.first"], ["grad_cam"], of_labels(spec, "b"))
+    assert found.heat["grad_cam"].shape == (2, 1, *SIZE) and found.heat["grad_cam"].amax((1, 2, 3)).min() > 0.99
+
+
+class Tokens(nn.Module):
+    """One attention, after which a class token alone counts; a drop-out that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.before, self.after = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 4, 1), nn.LayerNorm(4)
+        self.attend, self.drop, self.head = nn.MultiheadAttention(4, 1, batch_first=True), nn.Dropout(), nn.Linear(4, 2)
+
+    def forward(self, image):
+        x = self.drop(self.before(self.embed(image))).flatten(2).mT
+        x = torch.cat([x.mean(1, keepdim=True), x], 1)
+        return self.head(self.drop(self.after(self.attend(x, x, x, need_weights=False)[0] + x)[:, 0]))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_by_default_are_those_that_the_answer_depends_on(frozen, image, spec):
+    torch.manual_seed(0)
+    model = Tokens().requires_grad_(not frozen).eval()
+    with torch.inference_mode():
+        assert default_layers(model, image) == ["before"]
+    assert explain(model, image, ["before"], ["grad_cam"], of_labels(spec)).heat["grad_cam"].max() > 0.99
+    nn.init.zeros_(model.head.weight)  # answers the same to all images
+    assert default_layers(model, image) == ["after"]
+
+
 @pytest.mark.parametrize("method", ["eigen_cam", "eigen_grad_cam"])
 def test_principal_components_are_the_librarys_but_for_their_sign(method, net, image, spec):
     layers = ["second"]
@@ -105,14 +144,17 @@ def test_principal_components_are_the_librarys_but_for_their_sign(method, net, i
     heat = get_2d_projection(answer)
     largest = [one.flat[np.abs(one).argmax()] for one in heat]
     heat = heat * np.sign(largest)[:, None, None]
-    np.testing.assert_allclose(found, scale(torch.from_numpy(heat), SIZE), atol=1e-5)
+    np.testing.assert_allclose(found, scale(torch.from_numpy(heat), SIZE, SIZE), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", OF_LIBRARY)
 def test_other_methods_are_the_librarys(method, net, image, spec):
-    found = explain(net, image, ["first", "second"], [method], of_labels(spec, "b")).heat[method]
-    for n, layer in enumerate(["first", "second"]):
-        expected = by_library(OF_LIBRARY[method], net, image, layer, [ClassifierOutputTarget(1)] * 2)
+    layers = ["first", "norm", "second"]
+    found = explain(net, image, layers, [method], of_labels(spec, "b")).heat[method]
+    plain = copy.deepcopy(net)
+    plain.act = nn.ReLU()  # in place, it would change what the library keeps of `norm`
+    for n, layer in enumerate(layers):
+        expected = by_library(OF_LIBRARY[method], plain, image, layer, [ClassifierOutputTarget(1)] * 2)
         np.testing.assert_allclose(found[:, n], expected, atol=1e-5)
 
 
@@ -124,7 +166,7 @@ def test_a_formula_of_pencil_and_paper(spec):
     heat = (head.weight[1][:, None, None] * features(image)).sum(1).detach()
     found = explain(net, image, ["0"], ["grad_cam", "hires_cam"], of_labels(spec, "b"))
     for method in ("grad_cam", "hires_cam"):
-        torch.testing.assert_close(found.heat[method][:, 0], scale(heat, SIZE), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.heat[method][:, 0], scale(heat, SIZE, SIZE), atol=1e-4, rtol=0)
 
 
 def test_one_pass_for_all_layers_and_methods_which_leaves_no_trace(net, image, spec):
@@ -308,10 +350,29 @@ def test_broken_weights_have_no_heat(net, image, spec):
     assert all(not heat.any() for heat in found.heat.values())
 
 
+def test_refuses_a_network_without_maps(image):
+    with pytest.raises(MedvisionError, match="no layer of Sequential answers maps; name some"):
+        default_layers(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 2)), image)
+
+
 def test_refuses_layers_that_answer_several(spec):
     model = SMP(encoder="resnet18", num_outputs=2).eval()
     with pytest.raises(MedvisionError, match=r"layer model\.encoder answers 6 tensors, or is used so often"):
         explain(model, torch.randn(1, 3, 64, 64), ["model.encoder"], ["grad_cam"], of_masks(spec))
+
+
+def test_an_error_within_the_library_is_heard_and_leaves_no_trace(net, image, spec):
+    second, calls = net.second, []
+
+    def fail(*_):
+        calls.append(net.second)
+        if len(calls) == 4:
+            raise IndexError("as it happens")
+
+    net.head.register_forward_pre_hook(fail)
+    with pytest.raises(IndexError, match="as it happens"):
+        explain(net, image, ["second"], ["ablation_cam"], of_labels(spec))
+    assert calls[-1] is not second and net.second is second and not second._forward_hooks
 
 
 @pytest.mark.parametrize(

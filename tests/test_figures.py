@@ -3,6 +3,7 @@ import itertools
 import cv2
 import numpy as np
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -255,6 +256,33 @@ def test_curves_of_several_runs(tmp_path, drawn):
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["lr=1", "lr=2"]
 
 
+def test_curves_of_classes_are_named_as_they_are_while_there_are_few(tmp_path, drawn):
+    def rows(names):
+        return [(1, 4, "val/auroc", 0.5), *((1, 4, f"val/auroc/{name}", 0.5) for name in names)]
+
+    for names in (["$a^$", "_b", "much " * 20], [f"c{n}" for n in range(11)]):
+        curves(tmp_path / "curves.png", {"a run": rows(names)})
+    few, many = (figure.axes[2].get_legend() for figure in drawn)
+    assert [text.get_text() for text in few.get_texts()] == [r"\$a^\$", " _b", "much " * 5 + "…"] and many is None
+
+
+def test_a_long_caption_keeps_its_ends(tmp_path):
+    image, none = np.full((4, 4, 3), 9, np.uint8), np.zeros((0, 4, 4), bool)
+    for n, name in enumerate(["one/" + "long " * 20 + "/1.png", "one/" + "long " * 20 + "/2.png", "one/…/2.png"]):
+        gallery(tmp_path / f"{n}.png", [Tile(name, image, none)], [], "", columns=1)
+    first, second, third = ((tmp_path / f"{n}.png").read_bytes() for n in range(3))
+    assert len({first, second, third}) == 3
+
+
+@pytest.mark.parametrize("word", ["Größe", "naïve", "ήλιος", "кожа"])
+def test_captions_have_the_letters_of_their_words(word, tmp_path):
+    image, none = np.full((4, 4, 3), 9, np.uint8), np.zeros((0, 4, 4), bool)
+    for n, letter in enumerate([*word, "\ufffe"]):  # the last one has no shape of its own
+        gallery(tmp_path / f"{n}.png", [Tile(letter, image, none)], [], "", columns=1)
+    *letters, missing = ((tmp_path / f"{n}.png").read_bytes() for n in range(len(word) + 1))
+    assert missing not in letters
+
+
 def test_curves_of_an_empty_history(tmp_path, drawn):
     curves(tmp_path / "curves.png", {"a run": []})
     with Image.open(tmp_path / "curves.png") as image:
@@ -283,8 +311,9 @@ def test_differences_stand_about_zero_with_their_intervals(tmp_path, drawn):
     assert [*value.get_xdata()] == [0.2] and [*alone.get_xdata()] == [-0.1] and [*alone.get_ydata()] == [1]
     assert [*zero.get_xdata()] == [0, 0] and zero.get_color() != "black"
     assert [line.get_color() for line in first.lines[:3]] == ["black", "black", "grey"]
-    assert [label.get_text() for label in first.get_yticklabels()] == ["a$b$", "c"] and first.get_ylim() == (1.5, -0.5)
-    assert not first.get_yticklabels()[0].get_parse_math()
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == [r"a\$b\$", "c"] and first.get_ylim() == (1.5, -0.5)
+    assert not any(map(is_math_text, names))
     assert second.get_title(loc="right") == "jaccard" and len(second.lines) == 3
 
 

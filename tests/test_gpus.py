@@ -11,7 +11,7 @@ from threading import Event
 import pytest
 
 from medvision.errors import MedvisionError
-from medvision.gpus import check, chosen, held, visible, wish
+from medvision.gpus import check, chosen, held, processes, visible, wish
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa-1)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bbbb-2)
@@ -72,6 +72,11 @@ def test_what_is_set_is_respected(monkeypatch, tmp_path):
 )
 def test_what_a_trainer_needs(accelerator, devices, wished):
     assert wish(accelerator, devices) == wished
+
+
+@pytest.mark.parametrize(("devices", "count"), [(1, 1), ("2", 2), ([0, 3], 2), ("0,2,3", 3), ("auto", 1), (-1, 1)])
+def test_how_many_processes_a_trainer_has(devices, count):
+    assert processes(devices) == count
 
 
 def test_more_than_there_are_is_refused():

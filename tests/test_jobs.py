@@ -57,6 +57,7 @@ def test_starts_are_added_to_the_log_and_the_reason_is_of_the_last(program):
             "torch.OutOfMemoryError: CUDA out of memory. Tried",
         ),
         (1, "Traceback\n  x\nKeyboardInterrupt\n", "KeyboardInterrupt"),
+        (1, "error in process 1: no such file\n(traceback=true shows where)", "no such file"),
         (3, "something else\n\n", "something else"),
         (3, "", "exit code 3"),
     ],
@@ -81,6 +82,15 @@ def test_a_job_has_its_environment_and_place(program, tmp_path, monkeypatch):
     monkeypatch.setenv("Y", "here")
     assert run_job(program(code), {"Y": "there"}, cwd=tmp_path / "place").state == "finished"
     assert f"here there {tmp_path / 'place'}\n" in (tmp_path / LOG).read_text()
+
+
+def test_a_job_hears_an_interrupt_also_where_a_shell_has_the_sweep_ignore_it(program, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run_job(program("import signal; print(signal.getsignal(2) == signal.default_int_handler)"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / LOG).read_text().endswith("True\n")
 
 
 def wait_for_lines(log, count):

@@ -1,4 +1,4 @@
-"""How launchers run jobs: how many at once, on what, what is told; Ray on a cluster of two nodes, submitit locally."""
+"""How launchers run jobs: how many at once, on what, what is told; Ray on a cluster of two nodes."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ from medvision import cli, launchers
 from medvision.errors import MedvisionError
 from medvision.jobs import LOG, THREADS, Outcome
 from medvision.launchers import InTurn, Job, Joblib, Ray, Slurm
+from medvision.runs import RunFolder
 
 
 class Watch:
@@ -111,6 +112,13 @@ def test_joblib_several_at_once_with_a_share_of_the_processors(jobs, run):
 def test_the_last_job_has_the_same_share(jobs, run):
     Joblib(jobs=4).launch(jobs(1), Watch(), run)  # as when it began beside others: results depend on it
     assert run.log[0]["OMP_NUM_THREADS"] == "2"
+
+
+def test_processes_of_one_job_divide_its_share(jobs, run):
+    Joblib(jobs=2).launch([*jobs(1), *jobs(2, processes=2)[1:], *jobs(3, processes=9)[2:]], Watch(), run)
+    assert [entry["OMP_NUM_THREADS"] for entry in sorted(run.log, key=lambda entry: entry["job"])] == ["4", "2", "1"]
+    elsewhere = launchers._environment(jobs(1, processes=2)[0], 4)
+    assert {elsewhere[name] for name in THREADS} == {"2"} and elsewhere["JOB"] == "0"
 
 
 def test_a_smaller_number_of_threads_is_kept(jobs, run, monkeypatch):
@@ -226,75 +234,14 @@ def test_ray_refuses_more_gpus_than_the_cluster_has(cluster, jobs):
         Ray().launch(jobs(1, gpus=3), Watch())
 
 
-def test_submitit_runs_jobs_in_processes_of_their_own(jobs, tmp_path):
-    pytest.importorskip("submitit")
-    here = os.getpid()
-
-    def run(folder, environment):
-        import os
-
-        (folder / "output.log").write_text("printed")
-        if environment["JOB"] == "1":
-            raise RuntimeError("a broken node")
-        return Outcome(
-            "finished", f"{os.getpid() != here} {environment['OMP_NUM_THREADS']} {environment['SLURM_JOB_NAME']}"
-        )
-
-    watch = Watch()
-    Slurm(cluster="local", cpus=2, minutes=5).launch(jobs(2), watch, run)
-    assert watch.outcomes[0] == Outcome("finished", "True 2 interactive")
-    assert watch.outcomes[1].state == "failed" and "a broken node" in watch.outcomes[1].reason
-    assert {("started", 0), ("ended", 0), ("started", 1), ("ended", 1)} == set(watch.told)
-    assert (tmp_path / "sweep" / "slurm").is_dir()
-
-
-def test_what_is_asked_of_slurm(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    for name in ("srun", "sbatch"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    launcher = Slurm(jobs=3, minutes=90, cpus=6, memory_gb=12, partition="short", options={"account": "lab"})
-    executor = launcher.executor(tmp_path / "ablation" / "slurm", 2)._executor
-    script = executor._make_submission_file_text("python job", "id").splitlines()
-    asked = {line.removeprefix("#SBATCH --") for line in script if line.startswith("#SBATCH")}
-    assert {
-        "job-name=ablation",
-        "time=90",
-        "cpus-per-task=6",
-        "gpus-per-node=2",
-        "mem=12GB",
-        "nodes=1",
-        "ntasks-per-node=1",
-        "partition=short",
-        "account=lab",
-        "signal=USR2@90",
-        "open-mode=append",
-    } <= asked
-    assert executor.parameters["array_parallelism"] == 3
-    assert "srun" in script[-1] and script[-1].endswith("python job")
-
-
-def test_slurm_is_asked_for_the_gpus_of_a_job(jobs):
-    assert [Slurm()._count(job) for job in (*jobs(1), *jobs(1, gpus=2), *jobs(1, gpus=(1, 3)))] == [0, 2, 2]
-    assert [Slurm(gpus=0)._count(job) for job in jobs(1, gpus=2)] == [0]
-    with pytest.raises(MedvisionError, match=r"trainer.devices=-1 does not say how many"):
-        Slurm()._count(*jobs(1, gpus=-1))
-
-
-def test_slurm_that_is_not_there_is_named(jobs, monkeypatch, tmp_path):
-    pytest.importorskip("submitit")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MedvisionError, match=r"launcher=slurm: .*run it where sbatch and srun are"):
-        Slurm().launch(jobs(1), Watch())
-
-
-def test_a_job_goes_on_after_its_time_limit(jobs):
-    submitit = pytest.importorskip("submitit")
-    task = launchers._Requeued(lambda folder, environment: Outcome("finished"), jobs(1)[0].folder, {})
-    again = task.checkpoint()
-    assert isinstance(again, submitit.helpers.DelayedSubmission) and again.function is task
-    assert task().state == "finished"
+def test_what_is_cancelled_is_not_asked_for_its_result(jobs):
+    one, other = jobs(2)
+    RunFolder(one.folder).metrics.write_text('{"monitor": {"name": "val/dice", "value": 0.5}}')
+    watch, cancelled = Watch(), []
+    watch.stop.set()
+    pending = {"a": one, "b": other}
+    launchers._follow(pending, watch, lambda h: h in cancelled, lambda _: pytest.fail("asked"), cancelled.append)
+    assert [of.state for of in watch.outcomes.values()] == ["finished", "stopped"]
 
 
 def test_the_log_is_where_a_start_is_seen(jobs):

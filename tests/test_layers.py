@@ -7,18 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "medvision"
 ORDER = [
-    {"errors"},
+    {"errors", "terminal"},
     {"spec", "files"},
     {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
-    {"figures", "label_figures", "postprocess", "inputs"},
-    {"decision", "study_figures"},
+    {"figures", "postprocess", "inputs", "maps"},
+    {"decision", "label_figures", "study_figures"},
     {"tasks", "explanation", "trust"},
     {"callbacks", "pruning"},
     {"evaluation", "runs", "verification", "prediction"},
     {"configs", "jobs", "gpus"},
     {"build", "launchers", "tracking"},
-    {"pretraining", "report", "costs", "prediction_folder", "selection", "exporting", "explanation_folder", "variants"},
+    {"pretraining", "selection", "costs", "prediction_folder", "exporting", "explanation_folder", "variants"},
+    {"report"},
     {"comparison"},
     {"comparison_tables", "page_images"},
     {"page_figures"},

@@ -600,6 +600,14 @@ def test_focal_loss_of_exclusive_classes(gamma, weights, smoothing):
     assert float(found) == pytest.approx(sum(losses) / classes[target].sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0, 2])
+def test_a_batch_of_classes_that_do_not_count_costs_nothing(gamma):
+    logits = torch.randn(3, 2, requires_grad=True)
+    loss = CrossEntropy(class_weights=[0, 1], gamma=gamma)(logits, torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert float(loss) == 0 and (logits.grad == 0).all()
+
+
 @pytest.mark.parametrize("positive", [None, [3.0, 0.5]])
 def test_focal_loss_of_labels_that_may_be_many_or_none(positive):
     generator = np.random.default_rng(3)

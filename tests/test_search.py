@@ -1,4 +1,5 @@
 import json
+import shlex
 import threading
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from medvision import cli, search, study_figures, train
 from medvision.build import build
 from medvision.errors import MedvisionError
 from medvision.files import read_json, write_json
-from medvision.jobs import Outcome
+from medvision.jobs import Outcome, quoted
 from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial
@@ -84,7 +85,7 @@ def test_what_is_no_space_is_refused(typed, message):
 
 def start(folder, *typed):
     """What `python -m medvision.search` does in this process."""
-    words = [*typed, f"hydra.sweep.dir={folder}"]
+    words = [*typed, f"hydra.sweep.dir={quoted(folder)}"]
     cfg = cli.compose("search", [word for word in words if not cli.parsed(word).is_sweep_override()])
     place = cfg.hydra.run.dir
     with open_dict(cfg):
@@ -126,12 +127,14 @@ class Trainings:
     def __init__(self, fail=(), killed=(), pruned=(), at_once=1):
         self.fail, self.killed, self.pruned = set(fail), [*killed], set(pruned)
         self.begun, self.at_once, self.meeting = [], at_once, threading.Barrier(at_once)
+        self.threads = set()
 
     def __call__(self, folder, environment, stop, hold):
         place, number = RunFolder(folder), int(folder.name)
         assert read_json(place.trial) == {"journal": "../search.journal", "number": number}
         assert environment["MEDVISION_JOB"] == str(number) and "optimizer.lr=" in environment["MEDVISION_TAGS"]
         self.begun.append(number)
+        self.threads.add(environment["OMP_NUM_THREADS"])
         if number < self.at_once:
             self.meeting.wait(60)  # breaks where they come one after the other
         if number in self.killed:
@@ -161,7 +164,7 @@ def trainings(monkeypatch):
 
 
 def test_trials_are_run_folders_and_the_best_is_told(trainings, tmp_path, capsys):
-    begun, folder = trainings(pruned=[2]), tmp_path / "search"
+    begun, folder = trainings(pruned=[2]), tmp_path / "a search"
     start(folder, *TINY, LR, "model.encoder=choice(resnet18,resnet34)", "search.trials=6")
     assert begun.begun == [*range(6)]
     found = json.loads((folder / "search.json").read_text())
@@ -176,6 +179,9 @@ def test_trials_are_run_folders_and_the_best_is_told(trainings, tmp_path, capsys
     assert f"optimizer.lr={best['params']['optimizer.lr']} model.encoder=" in found["command"]
     shown = capsys.readouterr().out
     assert "val/jaccard_image on phantom: 6 trials, 5 complete, 1 pruned" in shown and found["command"] in shown
+    (measure,) = [line for line in shown.splitlines() if "medvision.evaluate" in line]
+    run = cli.compose("evaluate", shlex.split(measure)[3:]).run
+    assert RunFolder(folder / str(found["best"])) == RunFolder(folder.parent / run)
     for name in ("importance", "parallel"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 10
@@ -194,6 +200,14 @@ def test_failures_stop_nobody_and_are_told(trainings, tmp_path):
     assert lines[1] == f"  {folder / '1' / 'output.log'}: the training loss is nan" and "killed by signal 9" in lines[2]
     found = json.loads((folder / "search.json").read_text())
     assert [trial["state"] for trial in found["trials"]] == ["complete", "fail", "fail", "complete"]
+
+
+def test_processors_are_divided_between_all_processes(trainings, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    begun, two = trainings(), ["trainer=ddp", "trainer.accelerator=cpu"]
+    start(tmp_path / "search", *TINY, *two, LR, "search.trials=1", "search.workers=2")
+    assert begun.threads == {"2"}
 
 
 def test_values_that_do_not_go_together_are_a_failed_trial(trainings, tmp_path, monkeypatch):
@@ -252,6 +266,15 @@ def test_a_folder_that_is_being_searched_is_refused(trainings, tmp_path, in_proc
     assert f"{folder} is being searched by another process" in answers[0] and answers[1] == "done"
 
 
+def test_runs_of_others_are_no_trials(trainings, tmp_path):
+    folder, begun = tmp_path / "sweep", trainings()
+    search.prepare(cli.compose("train", TINY), folder / "0", TINY)
+    write_json(RunFolder(folder / "0").metrics, {"monitor": {"name": "val/jaccard_image", "value": 0.9}})
+    with pytest.raises(MedvisionError, match=r"sweep holds runs \(0\) but no search.journal; choose another folder"):
+        start(folder, *TINY, LR)
+    assert begun.begun == [] and not (folder / "search.json").exists()
+
+
 def test_another_space_in_the_folder_is_refused(trainings, tmp_path):
     trainings()
     start(tmp_path / "search", *TINY, LR, "search.trials=1")
@@ -260,6 +283,19 @@ def test_another_space_in_the_folder_is_refused(trainings, tmp_path):
     text = str(refused.value)
     assert "optimizer.lr: tag(log,interval(1e-4,1e-2)) -> interval(1,2)" in text
     assert "search.prune: after 3 epochs, by 3 -> false" in text
+
+
+def test_another_config_in_the_folder_is_refused(trainings, tmp_path):
+    begun, part = trainings(), tmp_path / "optimizer" / "mine.yaml"
+    typed = [*TINY, LR, "optimizer=mine", f"hydra.searchpath=[file://{tmp_path}]"]
+    part.parent.mkdir()
+    for decay in (0.1, 0.2):
+        part.write_text(f"defaults: [adamw, _self_]\nweight_decay: {decay}\n")
+        if decay == 0.1:
+            start(tmp_path / "search", *typed, "search.trials=1")
+    with pytest.raises(MedvisionError, match=r"something else:\n  optimizer.weight_decay: 0.1 -> 0.2\nType the same"):
+        start(tmp_path / "search", *typed, "search.trials=2")
+    assert begun.begun == [0]
 
 
 class Model(pl.LightningModule):

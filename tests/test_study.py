@@ -130,7 +130,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path):
         open_study(journal, **{"optimizer.lr": "interval(1,3)", "data.fold": "1"})
     lines = str(refused.value).splitlines()
     assert lines[0] == f"{journal.parent} holds a search for something else:"
-    assert lines[1:3] == ["  data.fold: not typed -> 1", "  optimizer.lr: interval(1,2) -> interval(1,3)"]
+    assert lines[1:3] == ["  data.fold: not there -> 1", "  optimizer.lr: interval(1,2) -> interval(1,3)"]
     assert "hydra.sweep.dir=<folder>" in lines[3]
 
 

@@ -45,7 +45,15 @@ def test_a_glob_finds_choices_and_own_ones_and_no_parts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("seed=interval(1,2)", "a sweep needs choices, as 1,2"), ("seed=choice(", "choice")]
+    ("word", "said"),
+    [
+        ("seed=interval(1,2)", "a sweep needs choices, as 1,2"),
+        ("seed=choice(", r"^seed=choice\(: "),
+        (
+            "hydra.sweep.dir=a=b",
+            r"^hydra.sweep.dir=a=b: .*; a value with such signs is quoted: \"hydra.sweep.dir='a=b'\"$",
+        ),
+    ],
 )
 def test_what_cannot_be_read_is_refused(word, said):
     with pytest.raises(MedvisionError, match=said):
@@ -120,6 +128,10 @@ def test_jobs_are_prepared_run_folders(start, capsys, caplog):
     assert rows == ["0|seed=1|finished|val/dice|0.5100", "1|seed=2|finished|val/dice|0.5200"]
 
 
+def test_a_training_by_two_processes_says_so(start):
+    assert [job.processes for job in start("trainer=default,ddp", "trainer.accelerator=cpu").ran] == [1, 2]
+
+
 def test_finished_jobs_are_skipped_failed_ones_retried_and_new_ones_added(start):
     with pytest.raises(
         MedvisionError, match=r"1 of 2 jobs are finished\n  job 0 \(seed=1\) failed: killed by"
@@ -165,6 +177,12 @@ def test_the_same_job_twice_is_refused(start):
     assert not (start.folder / "0").exists()
 
 
+def test_what_json_cannot_hold_is_refused(start):
+    with pytest.raises(MedvisionError, match=r"^trainer.gradient_clip_val=inf: sweep.json holds finite numbers alone"):
+        start("trainer.gradient_clip_val=1,inf")
+    assert not start.folder.exists()
+
+
 def test_a_folder_of_other_runs_is_refused(start):
     start("seed=1,2")
     (start.folder / "sweep.json").unlink()
@@ -172,9 +190,19 @@ def test_a_folder_of_other_runs_is_refused(start):
         start("seed=1,2")
 
 
-def test_resume_is_of_one_run(start):
-    with pytest.raises(MedvisionError, match=r"a sweep goes on by hydra.sweep.dir="):
-        start("seed=1,2", "resume=somewhere")
+@pytest.mark.parametrize("word", ["resume=somewhere", "repeat=somewhere", "check=true"])
+def test_what_is_of_one_run_is_refused(start, word):
+    with pytest.raises(MedvisionError, match=rf"(?i)^{word} is of one run; a sweep goes on by hydra.sweep.dir="):
+        start("seed=1,2", word)
+    assert not start.folder.exists()
+
+
+@pytest.mark.parametrize("word", ["launcher=in_turn,joblib", "hydra.sweep.dir=a b,c", "launcher.jobs=range(3)"])
+def test_a_sweep_has_one_folder_and_one_launcher(start, word):
+    name, _, value = word.partition("=")
+    with pytest.raises(MedvisionError) as refused:
+        start("seed=1,2", "launcher=joblib", word)
+    assert str(refused.value) == f"{word}: a sweep has one {name}; if that is one value, quote it: \"{name}='{value}'\""
 
 
 def test_folders_are_numbers(start):
@@ -208,6 +236,12 @@ def test_sigterm_leaves_the_rest_for_later(start, caplog, capsys):
     assert "SIGTERM: ending the jobs that run" in caplog.messages
     assert "not run" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sweep_that_was_stopped_does_not_compare(start, caplog):
+    with pytest.raises(MedvisionError, match="3 of 4 jobs are finished"):
+        start("seed=1,2", "model=unet,unetv2", interrupt=2)
+    assert not any(message.startswith("not compared: ") for message in caplog.messages)
 
 
 def test_variants_that_cannot_be_compared_do_not_spoil_the_sweep(start, caplog):

@@ -39,6 +39,13 @@ def test_curves_of_what_hangs_on_a_quarter():
     assert area(insertion) > area(later) and later[-1] == 1
 
 
+def test_flat_heat_has_no_order():
+    """Else it would be scored by the order of rows."""
+    curves = deletion_and_insertion(lambda images: images.mean((1, 2, 3)), torch.rand(3, 20, 20), torch.zeros(20, 20))
+    assert [len(curve) for curve in curves] == [STEPS + 1] * 2 and np.isnan(curves).all()
+    assert np.isnan(area(curves[0]))
+
+
 def test_random_weights_are_the_same_numbers_elsewhere():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
     before = copy.deepcopy(model.state_dict())

@@ -5,59 +5,20 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from omegaconf import open_dict
 from PIL import Image
 
 from medvision import cli, figures, selection
-from medvision.build import build, load_run
-from medvision.configs import save_config
+from medvision.build import load_run
+from medvision.decision import Decision
 from medvision.errors import MedvisionError
+from medvision.evaluation import evaluate
 from medvision.metrics import scores
-from medvision.report import finish
+from medvision.postprocess import Cleaning
 from medvision.runs import RunFolder
 from medvision.selection import from_the_worst, results, values
 from medvision.visualize import start
 
-SETS = {
-    "attributes": ["data=phantom_attributes", "data.images={count:15}", "model=unet_plain", "model.width=4"],
-    "melanoma": ["data=phantom_melanoma", "data.images={train:24,test:5}", "model=resnet18"],
-    "insects": ["data=phantom_insects", "data.images={train:8,val:6}", "model=resnet18"],
-}
 HISTORY = [(1, 9, "train/loss", 0.5), (1, 9, "val/loss", 0.6), (1, 9, "val/jaccard", 0.1)]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """`trained("attributes")`: a run folder with random weights and its results."""
-    made, root = {}, tmp_path_factory.mktemp("runs")
-
-    def make(name):
-        if name not in made:
-            words = ["data.image_size=32", "data.num_workers=0", "trainer.accelerator=cpu", f"hydra.run.dir={root}"]
-            cfg = cli.compose("train", [*SETS[name], *words])
-            with open_dict(cfg):
-                del cfg["hydra"]
-            place = RunFolder(root / name)
-            save_config(cfg, place)
-            run = build(cfg)
-            place.best.parent.mkdir()
-            checkpoint = {
-                "state_dict": run.task.state_dict(),
-                "callbacks": {"Checkpoint": {"best_epoch": 1, "best": 0.5}},
-            }
-            torch.save(checkpoint, place.best)
-            place.history.write_text(
-                "epoch,step,metric,value\n1,9,train/loss,0.5\n1,9,val/loss,0.6\n1,9,val/jaccard,0.1\n"
-            )
-            finish(place)
-            made[name] = place
-        return made[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for place in ("data", "cache", "runs"):
-            patch.setenv(f"MEDVISION_{place.upper()}", str(root / place))
-        yield make
 
 
 def draw(*overrides):
@@ -113,6 +74,28 @@ def test_one_image_has_a_row_for_each_class_at_its_own_size(trained, sheets, cap
     assert Image.open(path).size[1] == 44 + 6 * (22 + height)
     draw(f"run={place.path}", "split=val", f"id={ids[1]}", f"output={place.path / 'elsewhere'}")
     assert (place.path / "elsewhere" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_what_an_evaluation_draws_is_what_it_measured(trained, sheets, tmp_path, precision):
+    """With a decision that is not the stored one, and in the arithmetic of the run."""
+    run = load_run(trained("attributes").path)
+    run.config.trainer.precision = precision
+    decision = Decision((0.48,) * 5, (1.7,) * 5, (Cleaning(fill=True, min_area=20),) * 5)
+    found = evaluate(run.evaluating(), run.task, run.data, "test", decision)
+    selection.draw(tmp_path / "sheet.png", run, found, decision)
+    [(_, examples, classes, title, _)] = sheets
+    assert title.startswith(f"test: from the worst to the best of {len(found.images)} images") and len(classes) == 5
+    counts = dict(zip((image.id for image in found.images), found.counts(decision), strict=True))
+    for example, (name, rank) in zip(examples, found.spread(decision).items(), strict=True):
+        assert example.caption.startswith(f"{name}   rank {rank} of {len(found.images)}   dice ")
+        both, drawn = (example.truth & example.prediction).sum((1, 2)), example.prediction.sum((1, 2))
+        tp, fp, fn, _ = counts[name].T
+        assert [both.tolist(), drawn.tolist(), example.truth.sum((1, 2)).tolist()] == [
+            tp.tolist(),
+            (tp + fp).tolist(),
+            (tp + fn).tolist(),
+        ]
 
 
 @pytest.mark.parametrize("metric", ["jaccard", "dice/globules", "sensitivity"])

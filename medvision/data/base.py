@@ -150,7 +150,8 @@ class ImageDataModule(Indexing, pl.LightningDataModule):
         splits = {name: [s for s in samples if s.id not in self.exclude] for name, samples in splits.items()}
         for name in ("train", *splits):
             if not splits.get(name):
-                raise MedvisionError(f"{self.spec.name}: no images for the split {name!r} in {self.root}")
+                why = "".join(f"\n  {problem}" for problem in self.noted)
+                raise MedvisionError(f"{self.spec.name}: no images for the split {name!r} in {self.root}{why}")
         return splits
 
     def expect(self, what: str, official: int, found: int) -> None:

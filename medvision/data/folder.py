@@ -1,8 +1,9 @@
 """A user's own data: a table, or `images/` and `masks/`, or a folder for each class."""
 
 import re
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,23 +32,23 @@ class ClassFolders(ImageDataModule):
         """
         splits: dict[str, list[Sample]] = {}
         pattern, stray, folders = re.compile(rf"([^/]+)/([^/.][^/]*){ENDINGS}", re.IGNORECASE), [], set[str]()
+        members = list(members)
+        above = {name for member in members for name in member.name.split("/")[:-2]} - {*self.spec.classes}
         for member in members:
             match = pattern.search(member.name)
-            if match is None:
+            if match is None or match[1] in above:  # beside the folders of classes
                 stray.append(member)
                 continue
             folders.add(match[1])
             if match[1] in self.spec.classes:
-                above = member.name.split("/")[-3:-2]
-                split = SPLITS.get(above[0].lower(), "train") if above else "train"
+                split = SPLITS.get("".join(member.name.split("/")[-3:-2]).lower(), "train")
                 sample = Sample(f"{match[1]}/{match[2]}", member, labels=(self.spec.classes.index(match[1]),))
                 splits.setdefault(split, []).append(sample)
         if folders != set(self.spec.classes):
             names = sorted(folders)
             raise MedvisionError(
                 f"{self.spec.name}: folders with images are {names}, data.spec.classes is {list(self.spec.classes)}; "
-                f"if the folders are the classes: data.spec.classes=[{','.join(names)}] data.spec.num_outputs="
-                f"{len(names)}"
+                f"if the folders are the classes: {_typed(names)}"
             )
         self.stray(stray)
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -119,7 +120,7 @@ class Folder(ClassFolders):
                 + (f"masks of {names}" if names else "no masks/<class>/ folders" if folders else "no masks/ folder")
                 + f", data.spec.classes is {list(self.spec.classes)}; expected images/ and masks/, or masks/<class>/ "
                 + "for several classes"
-                + (f": data.spec.classes=[{','.join(names)}] data.spec.num_outputs={len(names)}" if names else "")
+                + (f": {_typed(names)}" if names else "")
                 + (" data.spec.kind=multilabel" if len(names) > 1 else "")
                 + ("" if folders else ". A folder of images for each class is data=folder_labels")
                 + (f". A table is named by data.table={tables[0]}" if tables else "")
@@ -171,16 +172,26 @@ class Folder(ClassFolders):
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
     def _label(self, words: str, where: str) -> tuple[int, ...]:
-        """Class numbers of a cell: names separated by spaces or |; for a binary data set also 0 and 1."""
+        """Class numbers of a cell: one name, or several between | or spaces; for a binary data set also 0 and 1."""
         flags = {"0": (), "0.0": (), "1": (0,), "1.0": (0,)} if self.spec.kind == "binary" else {}
         if words in flags:
             return flags[words]
-        names = [word for word in re.split(r"[|\s]+", words) if word]
+        between = r"\s*\|\s*" if "|" in words else r"\s+"  # names may hold spaces
+        names = [words] if words in self.spec.classes else [word for word in re.split(between, words) if word]
         if unknown := [name for name in names if name not in self.spec.classes]:
             raise MedvisionError(f"{where}: label {unknown[0]!r}; expected one of {list(self.spec.classes)}")
         if self.spec.kind == "multiclass" and len(names) != 1:
             raise MedvisionError(f"{where}: label {words!r}; expected one of {list(self.spec.classes)}")
         return tuple(sorted(self.spec.classes.index(name) for name in names))
+
+
+def _typed(names: Sequence[str]) -> str:
+    """The overrides for these classes, as a shell and Hydra read them."""
+    classes = f"data.spec.classes=[{','.join(names)}]"
+    if not all(re.fullmatch(r"[\w-]+", name, re.ASCII) for name in names):
+        words = ",".join("'" + name.replace("'", "\\'") + "'" for name in names)
+        classes = shlex.quote(f"data.spec.classes=[{words}]")
+    return f"{classes} data.spec.num_outputs={len(names)}"
 
 
 def _told_apart(splits: Splits) -> Splits:

@@ -9,7 +9,7 @@ import io
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medvision.data.source import Member
 from medvision.errors import MedvisionError
@@ -106,9 +106,10 @@ def _decode(member: Member) -> Image.Image:
             if upright.mode == "LAB":  # Pillow has no way from there to grey
                 upright = upright.convert("RGB")
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        unknown = isinstance(error, UnidentifiedImageError)  # which tells of an object in memory
+        why = f"of no format that is known, {len(data)} bytes" if unknown else f"{type(error).__name__}: {error}"
         raise MedvisionError(
-            f"{member} cannot be decoded ({type(error).__name__}: {error}); "
-            "expected a whole PNG, JPEG, TIFF or BMP: fetch it again"
+            f"{member} cannot be decoded ({why}); expected a whole PNG, JPEG, TIFF or BMP: fetch it again"
         ) from None
     if upright.mode.startswith("I") or upright.mode == "F":
         return _to_8_bits(upright, member)

@@ -1,8 +1,8 @@
 """Metrics of labels from probabilities: of the ranking, and of the decision at a threshold.
 
 Several classes are averaged with equal weight. A metric that a split cannot have is left out, and `undefined_labels`
-says why: AUROC, average precision or sensitivity of a class that no image or, for AUROC and specificity, every image
-shows.
+says why: AUROC or average precision of a class that every image shows or none, since there is nothing to rank,
+sensitivity of one that none shows, specificity of one that all show.
 """
 
 import statistics
@@ -112,17 +112,17 @@ def _ranking(probability: Floats, truth: Bools, weights: Floats) -> dict[str, ND
     positives, negatives = hits[:, -1], false[:, -1]
     below = negatives[:, None] - false + not_there / 2
     precision = np.nan_to_num(_ratio(hits, hits + false))
-    known = positives * negatives > 0
     few_false = false <= (1 - LEAST) * negatives[:, None] + 1e-9  # numbers of images: less than one is rounding
     enough_hits = hits >= LEAST * positives[:, None] - 1e-9
     sensitivity = np.where(few_false, _ratio(hits, positives[:, None]), 0).max(1)
     specificity = np.where(enough_hits, 1 - _ratio(false, negatives[:, None]), 0).max(1)
-    return {
+    found = {
         "auroc": _ratio((there * below).sum(1), positives * negatives),
         "average_precision": _ratio((there * precision).sum(1), positives),
-        "sensitivity_at_95_specificity": np.where(known, sensitivity, np.nan),
-        "specificity_at_95_sensitivity": np.where(known, specificity, np.nan),
+        "sensitivity_at_95_specificity": sensitivity,
+        "specificity_at_95_sensitivity": specificity,
     }
+    return {name: np.where(positives * negatives > 0, values, np.nan) for name, values in found.items()}
 
 
 def _ece(probability: Floats, right: Bools, weights: Floats) -> NDArray[np.float64]:
@@ -248,11 +248,8 @@ def undefined_labels(
         classes: The K names.
         threshold: As for `decide`.
     """
-    decided, found, reasons = (
-        decide(probability, threshold),
-        summarise_labels(probability, truth, classes, threshold),
-        [],
-    )
+    decided, reasons = decide(probability, threshold), []
+    found = summarise_labels(probability, truth, classes, threshold)
     for name, there, said in zip(classes, truth.T, decided.T, strict=True):
         kind = "" if there.any() and not there.all() else f"{'every' if there.any() else 'no'} image shows {name}"
         reasons.append((kind, "" if said.any() else f"{name} is decided for in no image"))

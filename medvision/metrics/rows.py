@@ -18,7 +18,7 @@ from medvision.metrics.overlap import EMPTY, image_scores, scores, summarise
 
 Floats = NDArray[np.float64]
 DISTANCES = tuple(name for name in BOUNDARY if name != "nsd")
-LOWER_IS_BETTER = ("brier", "ece", *DISTANCES)
+LOWER_IS_BETTER = ("loss", "brier", "ece", *DISTANCES)
 
 
 def lower_is_better(metric: str) -> bool:

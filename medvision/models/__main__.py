@@ -46,7 +46,7 @@ def start(configs: list[DictConfig], _folder: Path, overrides: list[str]) -> Non
     size = _checked(cfg)
     trainings = _trainings(cfg, size, overrides)
     device = _device(cfg.device)
-    from medvision.report import print_rows
+    from medvision.terminal import print_rows
 
     rows: dict[str, Cost | str] = {}
     for name, training in trainings.items():

@@ -1,4 +1,5 @@
 import logging
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medvision import cli
 from medvision.errors import MedvisionError
 
 Fake = Callable[..., Path]
@@ -199,6 +201,19 @@ def test_other_class_folders_are_named_with_the_overrides(
     assert len(everything(data)) == 12 and data.presence.sum(0).tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["a, b; c", "ant's [x]", "größer"]], ids=str)
+def test_overrides_for_any_class_folders_can_be_typed(
+    dataset: Callable[..., Any], fake_folder_labels: Fake, tmp_path: Path, names: list[str]
+) -> None:
+    root = fake_folder_labels(tmp_path / "mine", classes=names)
+    with pytest.raises(MedvisionError) as caught:
+        _ = dataset("folder_labels", root).splits
+    typed = shlex.split(str(caught.value).partition("if the folders are the classes: ")[2])
+    spec = cli.compose("train", ["data=folder_labels", *typed]).data.spec
+    data = dataset("folder_labels", root, {"classes": [*spec.classes], "num_outputs": spec.num_outputs})
+    assert data.spec.classes == tuple(names) and data.presence.sum(0).tolist() == [4, 4, 4]
+
+
 def test_weights_of_exclusive_classes(dataset: Callable[..., Any], fake_folder_labels: Fake, tmp_path: Path) -> None:
     """Six, four and two images of three classes in training: 12 / (3 * 6) and so on."""
     facts = {"classes": ["cat", "dog", "hen"], "num_outputs": 3}
@@ -265,6 +280,8 @@ LABELS: list[tuple[str, dict[str, Any], list[str], list[tuple[int, ...]]]] = [
     ("binary", {"classes": ["ill"], "num_outputs": 1}, ["ill", "", "1.0"], [(0,), (), (0,)]),
     ("multilabel", {}, ["a|b", "", "b"], [(0, 1), (), (1,)]),
     ("multilabel", {}, ["b a", "a", "b | a"], [(0, 1), (0,), (0, 1)]),
+    ("multilabel", {"classes": ["a b", "c"]}, ["a b", "a b|c", "c | a b"], [(0,), (0, 1), (0, 1)]),
+    ("multiclass", {"classes": ["no finding", "mass"]}, ["no finding", "mass", "mass"], [(0,), (1,), (1,)]),
 ]
 
 

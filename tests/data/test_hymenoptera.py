@@ -73,6 +73,17 @@ def test_stray_and_hidden_files_are_no_images(
     data.prepare_data()
 
 
+def test_images_beside_the_folders_of_classes_are_stray(
+    dataset: Callable[..., Any], fake_hymenoptera: Fake, tmp_path: Path
+) -> None:
+    root = fake_hymenoptera(tmp_path / "hymenoptera")
+    expected = ids(dataset("hymenoptera", root))
+    add(root, **{"train/preview.jpg": b"x", "preview.jpg": b"x"})
+    data = dataset("hymenoptera", root)
+    assert ids(data) == expected
+    assert [len(p.items) for p in data.problems if p.kind == "stray files"] == [2]
+
+
 def test_other_classes_are_named_with_the_overrides(
     dataset: Callable[..., Any], fake_hymenoptera: Fake, tmp_path: Path
 ) -> None:

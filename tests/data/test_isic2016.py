@@ -103,6 +103,13 @@ def test_rows_without_images_are_left_out(dataset: Callable[..., Any], root: Pat
     data.prepare_data()
 
 
+def test_a_table_of_other_names_is_told_where_nothing_is_left(dataset: Callable[..., Any], root: Path) -> None:
+    table = root / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
+    table.write_text(table.read_text().replace(",", ".jpg,"))
+    with pytest.raises(MedvisionError, match=r"(?s)no images for the split 'train'.*train: images without rows \("):
+        _ = dataset("isic2016", root).splits
+
+
 def test_an_image_without_row_is_an_error_until_excluded(
     dataset: Callable[..., Any], root: Path, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def test_jobs_of_a_sweep_train_by_two_processes(cli, swept):
     folder, _ = swept
     for job in ("0", "1"):
         epochs = re.findall(
-            r"^\S+ \S+ INFO medvision.callbacks: epoch (\d)/5", (folder / job / "train.log").read_text(), re.M
+            r"^\S+ \S+ INFO medvision.callbacks.course: epoch (\d)/5", (folder / job / "train.log").read_text(), re.M
         )
         assert epochs == list("12345")  # by the first process alone
         history = list(csv.DictReader((folder / job / "metrics.csv").open()))
