@@ -399,7 +399,7 @@ def test_a_misspelled_choice_is_answered_with_the_right_name(group, choice, mean
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model", "^model: missing EQUAL"),
+        ("model", "^model: expected <name>=<value>, as seed=1"),
         ("data.image_size=[64", r"input '\[64'"),
         ("seed=${nothing}", "does not resolve: .*'nothing' not found"),
         ("+seed=1", "already at 'seed'"),
