@@ -217,7 +217,12 @@ def test_a_formula_of_pencil_and_paper(spec):
         torch.testing.assert_close(found.heat[method][:, 0], scale(heat, SIZE, SIZE), atol=1e-4, rtol=0)
 
 
-def test_one_pass_for_all_layers_and_methods_which_leaves_no_trace(net, image, spec):
+@pytest.mark.parametrize(
+    ("others", "passes"),
+    [([], 1), (["finer_cam"], 2), (["finer_cam", "shapley_cam"], 2 + 3)],  # of layers below it
+)
+def test_one_pass_for_all_layers_and_methods_which_leaves_no_trace(net, image, spec, others, passes):
+    methods = [method for method in RULES if method not in ("finer_cam", "shapley_cam")] + others
     backward = []
     net.second.register_full_backward_hook(lambda *_: backward.append(1))
     net.train()
@@ -225,8 +230,8 @@ def test_one_pass_for_all_layers_and_methods_which_leaves_no_trace(net, image, s
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     modes = [module.training for module in net.modules()]
     net.head.weight.grad = torch.ones_like(net.head.weight)
-    found = explain(net, image, ["first", "norm", "act", "second"], [*RULES], of_labels(spec))
-    assert (net.calls, len(backward)) == (1, 1) and [*found.heat] == [*RULES]
+    found = explain(net, image, ["first", "norm", "act", "second"], methods, of_labels(spec))
+    assert (net.calls, len(backward)) == (1, passes) and [*found.heat] == methods
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
