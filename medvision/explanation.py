@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -217,20 +217,21 @@ def explain(
                 logits = model.forward(seen)
             choices = list(choices or target.choose(logits))
             raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
-            gradients = _gradients(methods, raw, logits, choices)
+            gradient, others = _gradients(methods, raw, logits, choices)
         with torch.no_grad():
-            size, maps = image.shape[-2:], partial(as_maps, size=padded)
+            size = image.shape[-2:]
+            maps = partial(_maps_of_layers, raw, size=padded)
+            a, g, of_others = maps(raw.values()), maps(gradient), {name: maps(of) for name, of in others.items()}
             heat: dict[str, Tensor] = {}
             for method in methods:
-                each = []
-                for (name, a), g in zip(raw.items(), gradients[method], strict=True):
-                    if method in RULES:
-                        pair = [maps(values.detach().float(), name).nan_to_num(0, 0, 0) for values in (a, g)]
-                        each.append(scale(RULES[method](*pair), padded, size))
-                    else:
-                        whole = _by_library(method, model, _pad(image, padded, "replicate"), name, a, choices)
-                        each.append(_from_0_to_1(whole[:, : size[0], : size[1]]))
-                heat[method] = torch.stack(each, 1)
+                if method in RULES:
+                    pairs = zip(a, of_others.get(method, g), strict=True)
+                    of_layers = [scale(RULES[method](*pair), padded, size) for pair in pairs]
+                else:
+                    whole = _pad(image, padded, "replicate")
+                    found = [_by_library(method, model, whole, name, answer, choices) for name, answer in raw.items()]
+                    of_layers = [_from_0_to_1(one[:, : size[0], : size[1]]) for one in found]
+                heat[method] = torch.stack(of_layers, 1)
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
     return Explanation(choices, probability, heat)
@@ -238,20 +239,27 @@ def explain(
 
 def _gradients(
     methods: Sequence[str], answers: Mapping[str, Tensor], logits: Tensor, choices: Sequence[Choice]
-) -> dict[str, Sequence[Tensor]]:
-    """For each method the gradient of its score for what each layer answers."""
-    values, second = [*answers.values()], "shapley_cam" in methods
+) -> tuple[Sequence[Tensor], dict[str, Sequence[Tensor]]]:
+    """The gradient of the score for what each layer answers, and those of the methods that have another."""
+    values, others = [*answers.values()], dict[str, Sequence[Tensor]]()
+    finer, second = "finer_cam" in methods, "shapley_cam" in methods
     score = torch.stack([choice(one) for choice, one in zip(choices, logits, strict=True)]).sum()
-    again = second or "finer_cam" in methods
-    found = torch.autograd.grad(score, values, allow_unused=True, retain_graph=again, create_graph=second)
+    found = torch.autograd.grad(score, values, allow_unused=True, retain_graph=finer or second, create_graph=second)
     if silent := [name for name, gradient in zip(answers, found, strict=True) if gradient is None]:
         raise MedvisionError(f"the answer does not depend on what {silent} answer; choose other layers")
-    result: dict[str, Sequence[Tensor]] = dict.fromkeys(methods, found)
-    if "finer_cam" in methods:
-        result["finer_cam"] = torch.autograd.grad(_finer(logits, choices), values, retain_graph=True)
+    if finer:
+        others["finer_cam"] = torch.autograd.grad(_finer(logits, choices), values, retain_graph=True)
     if second:
-        result["shapley_cam"] = [_of_second_order(*pair) for pair in zip(values, found, strict=True)]
-    return result
+        others["shapley_cam"] = [_of_second_order(*pair) for pair in zip(values, found, strict=True)]
+    return found, others
+
+
+def _maps_of_layers(layers: Iterable[str], values: Iterable[Tensor], size: Sequence[int]) -> list[Tensor]:
+    """What layers answer, or its gradient, as numbers (N, C, h, w)."""
+    return [
+        as_maps(one.detach().float(), name, size=size).nan_to_num(0, 0, 0)
+        for name, one in zip(layers, values, strict=True)
+    ]
 
 
 def _finer(logits: Tensor, choices: Sequence[Choice]) -> Tensor:

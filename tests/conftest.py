@@ -28,6 +28,7 @@ from medvision.configs import save_config
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.evaluation import LabelEvaluation, MaskEvaluation
+from medvision.launchers import Job
 from medvision.report import finish
 from medvision.runs import RunFolder
 from medvision.spec import DataSpec
@@ -94,6 +95,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         for place in ("data", "cache", "runs"):
             patch.setenv(f"MEDVISION_{place.upper()}", str(root / place))
         yield make
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Callable[..., list[Job]]:
+    """`jobs(2, gpus=1)`: jobs of a sweep with empty folders, each told its number in JOB."""
+
+    def make(count: int, **options: Any) -> list[Job]:
+        made = [
+            Job(n, tmp_path / "a sweep, n=1" / str(n), f"seed={n}", environment={"JOB": str(n)}, **options)
+            for n in range(count)
+        ]
+        for job in made:
+            job.folder.mkdir(parents=True, exist_ok=True)
+        return made
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from medvision import cli, launchers
 from medvision.errors import MedvisionError
 from medvision.jobs import LOG, THREADS, Outcome
-from medvision.launchers import InTurn, Job, Joblib, Ray, Slurm
+from medvision.launchers import InTurn, Joblib, Ray, Slurm
 from medvision.runs import RunFolder
 
 
@@ -28,20 +28,6 @@ class Watch:
         self.outcomes[job.number] = outcome
         if len(self.outcomes) == self._stop_after:
             self.stop.set()
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    def make(count, **options):
-        made = [
-            Job(n, tmp_path / "sweep" / str(n), f"seed={n}", environment={"JOB": str(n)}, **options)
-            for n in range(count)
-        ]
-        for job in made:
-            job.folder.mkdir(parents=True, exist_ok=True)
-        return made
-
-    return make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from medvision import launchers
 from medvision.errors import MedvisionError
 from medvision.jobs import LOG, THREADS, Outcome
-from medvision.launchers import Job, Slurm
+from medvision.launchers import Slurm
 
 submitit = pytest.importorskip("submitit")
 
@@ -27,20 +27,6 @@ class Watch:
 
     def ended(self, job, outcome):
         self.outcomes[job.number] = outcome
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    def make(count, **options):
-        made = [
-            Job(n, tmp_path / "a sweep, n=1" / str(n), f"seed={n}", environment={"JOB": str(n)}, **options)
-            for n in range(count)
-        ]
-        for job in made:
-            job.folder.mkdir(parents=True, exist_ok=True)
-        return made
-
-    return make
 
 
 @pytest.fixture

@@ -23,23 +23,18 @@ from medvision.metrics import one_hot
 from medvision.tasks import Task
 
 
-class Pictures(pl.Callback):
-    """Draws `validation.png`, the first validation images with truth and prediction, and `curves.png`.
-
-    They go to the trainer's `default_root_dir`, the run folder.
-
-    It uses the probabilities that validation computed anyway and draws nothing from a random state, so that the
-    course of the training is the same without it.
+class _FirstImages(pl.Callback):
+    """Looks at the first images of the validation split, in each validation anew.
 
     Args:
         images: Number of images.
-        every_seconds: Least time between two drawings; the last epoch is always drawn.
     """
 
-    def __init__(self, images: int = 6, every_seconds: float = 60) -> None:
-        self.images, self.every_seconds = images, every_seconds
-        self._rows: list[figures.Example | figures.Tile] = []
-        self._drawn = time.monotonic()
+    _rows: list[Any]
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self._rows = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the pictures of the epoch before."""
@@ -54,11 +49,37 @@ class Pictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the first images of the validation split with their probabilities."""
-        if dataloader_idx:
-            return
+        """Looks at what is missing; a second data loader is of another split."""
+        if not dataloader_idx and (missing := self.images - len(self._rows)) > 0:
+            self._look(trainer, cast(Task, pl_module), batch, outputs, missing)
+
+    def _look(self, trainer: pl.Trainer, task: Task, batch: Any, outputs: Any, most: int) -> None:
+        """Adds to `_rows` what is to be drawn of so many images at most."""
+        raise NotImplementedError
+
+
+class Pictures(_FirstImages):
+    """Draws `validation.png`, the first validation images with truth and prediction, and `curves.png`.
+
+    They go to the trainer's `default_root_dir`, the run folder.
+
+    It uses the probabilities that validation computed anyway and draws nothing from a random state, so that the
+    course of the training is the same without it.
+
+    Args:
+        images: Number of images.
+        every_seconds: Least time between two drawings; the last epoch is always drawn.
+    """
+
+    def __init__(self, images: int = 6, every_seconds: float = 60) -> None:
+        super().__init__(images)
+        self.every_seconds = every_seconds
+        self._drawn = time.monotonic()
+
+    def _look(self, trainer: pl.Trainer, task: Task, batch: Any, outputs: Any, most: int) -> None:
+        """Keeps images with their probabilities."""
         data = _data(trainer)
-        for i in range(min(len(batch["id"]), self.images - len(self._rows))):
+        for i in range(min(len(batch["id"]), most)):
             image = figures.to_pixels(batch["image"][i].float().cpu().numpy(), *data.normalisation)
             probability, target = outputs[i].float().cpu().numpy(), batch["target"][i].cpu()
             if data.spec.target == "mask":
@@ -95,7 +116,7 @@ class Pictures(pl.Callback):
         self._drawn = time.monotonic()
 
 
-class Explanations(pl.Callback):
+class Explanations(_FirstImages):
     """Draws the heat of the same validation images at chosen epochs, to files and to TensorBoard and wandb.
 
     The files go to `explanations` in the trainer's `default_root_dir`, the run folder. The weights explained are those
@@ -125,28 +146,15 @@ class Explanations(pl.Callback):
             raise MedvisionError(f"callbacks.explain: images={images}, epochs={epochs}; expected numbers of 1 or more")
         if method not in RULES:
             raise MedvisionError(f"callbacks.explain.method={method}: expected one of {', '.join(RULES)}")
-        self.images, self.epochs, self.layers = images, epochs, layers
+        super().__init__(images)
+        self.epochs, self.layers = epochs, layers
         self.method, self.target = method, target
-        self._rows: list[list[figures.Tile]] = []
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forgets the pictures of the epoch before."""
-        self._rows = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Explains the first images of the validation split while the weights are those of validation."""
-        missing = self.images - len(self._rows)
-        if missing > 0 and not dataloader_idx and self._due(trainer):
+    def _look(self, trainer: pl.Trainer, task: Task, batch: Any, outputs: Any, most: int) -> None:
+        """Explains images while the weights are those of validation."""
+        if self._due(trainer):
             with isolate_rng():
-                self._explain(_data(trainer), cast(Task, pl_module), batch["image"][:missing], batch["id"])
+                self._explain(_data(trainer), task, batch["image"][:most], batch["id"])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the sheet."""
