@@ -27,7 +27,7 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 def quoted(path: Path | str) -> str:
     """A path or text as a value on the command line, which Hydra reads as it is."""
     text = str(path)
-    return text if re.fullmatch(r"[\w/.+@~-]+", text, re.ASCII) else "'" + text.replace("'", "\\'") + "'"
+    return text if re.fullmatch(r"[\w/.+@-]+", text, re.ASCII) else "'" + text.replace("'", "\\'") + "'"
 
 
 def command(verb: str, name: str, path: Path) -> str:
