@@ -1,8 +1,12 @@
 """Training by two processes on the CPU: as one with twice the batch, and each measures all images once."""
 
+import multiprocessing
+import os
 import socket
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from medvision import cli
@@ -43,8 +47,16 @@ def train(folder, overrides):
     return weights, {k: float(v) for k, v in trainer.callback_metrics.items()}, trainer.checkpoint_callbacks[0].values
 
 
+def train_as(rank, port, folder, overrides):
+    found = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in found.items()})
+    rank_zero_only.rank = rank
+    torch.set_num_threads(1)
+    return train(folder, [*overrides, "trainer=ddp"])
+
+
 @pytest.fixture
-def by_two(in_processes, tmp_path):
+def by_two(tmp_path):
     """`by_two(overrides)`: what `train` answers in each of two processes, and the run folder."""
 
     def run(overrides):
@@ -53,16 +65,10 @@ def by_two(in_processes, tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-
-        def work(rank):
-            with pytest.MonkeyPatch.context() as patch:
-                found = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}
-                for name, value in (found | {"MASTER_ADDR": "127.0.0.1"}).items():
-                    patch.setenv(name, str(value))
-                rank_zero_only.rank = rank
-                return train(folder, [*overrides, "trainer=ddp"])
-
-        return in_processes(2, work), folder
+        context = multiprocessing.get_context("spawn")  # a fork cannot train once its parent has autograd's threads
+        with ProcessPoolExecutor(2, context) as pool:
+            ranks = [pool.submit(train_as, rank, port, folder, overrides) for rank in range(2)]
+            return [rank.result() for rank in ranks], folder
 
     return run
 
