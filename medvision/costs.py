@@ -94,7 +94,7 @@ def measure(
     inference = _median_seconds(infer, steps, device), max(0, _peak(device) - before)  # less: others' was freed
     model.train()
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
-    training = _median_seconds(train, steps, device), max(0, _peak(device) - before)
+    training = _median_seconds(train, steps, device), max(inference[1], _peak(device) - before)  # pages come meanwhile
     return Cost(
         sum(p.numel() for p in model.parameters()),
         sum(p.numel() for p in model.parameters() if p.requires_grad),
