@@ -13,7 +13,7 @@ from medvision.files import writable_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from medvision.comparison import Comparison
-    from medvision.variants import Measured
+    from medvision.comparison.variants import Measured
 
 log = logging.getLogger("medvision.compare")  # __name__ is __main__ here
 
@@ -75,8 +75,8 @@ def compare_folders(
     if not isinstance(images, int) or images < 0:
         raise MedvisionError(f"images={images}: expected a number of images, or 0 for none")
     from medvision.comparison import compare
+    from medvision.comparison.variants import find_runs, read_run
     from medvision.configs import load_config
-    from medvision.variants import find_runs, read_run
 
     folders = [folder.expanduser().resolve() for folder in folders]
     there = [find_runs(folder) for folder in folders]
@@ -103,16 +103,17 @@ def compare_folders(
 
 def write(found: "Comparison", folder: Path) -> None:
     """Writes `comparison.json`, `.csv` and `.tex`; as far as there are any `effects.csv` and `.tex`, and figures."""
-    from medvision import comparison_tables, figures
+    from medvision import figures
+    from medvision.comparison import tables
 
     for name in ("effects.csv", "effects.tex", "ranks.png", "differences.png"):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "comparison.json", found.plain())
-    write_text(folder / "comparison.csv", comparison_tables.spreadsheet(found))
-    write_text(folder / "comparison.tex", comparison_tables.latex(found))
+    write_text(folder / "comparison.csv", tables.spreadsheet(found))
+    write_text(folder / "comparison.tex", tables.latex(found))
     if found.effects:
-        write_text(folder / "effects.csv", comparison_tables.spreadsheet_of_effects(found))
-        write_text(folder / "effects.tex", comparison_tables.latex_of_effects(found))
+        write_text(folder / "effects.csv", tables.spreadsheet_of_effects(found))
+        write_text(folder / "effects.tex", tables.latex_of_effects(found))
     where = f"{found.data}, {found.split}, {found.images} images"
     ranks = {m: {name: of for name, of in values.items() if of} for m, values in found.ranks.items()}
     if panels := {f"{m}: probability of each rank ({where})": of for m, of in ranks.items() if of}:
@@ -127,9 +128,9 @@ def write(found: "Comparison", folder: Path) -> None:
 
 def page(found: "Comparison", runs: Sequence["Measured"], images: int) -> str:
     """The page with pictures of so many images; if there can be none, it says why."""
+    from medvision.comparison.page import render
+    from medvision.comparison.page_images import pictured
     from medvision.logger import read_history
-    from medvision.page import render
-    from medvision.page_images import pictured
     from medvision.runs import RunFolder
 
     histories = {str(run.folder): read_history(RunFolder(run.folder).history) for run in runs}
@@ -143,7 +144,7 @@ def page(found: "Comparison", runs: Sequence["Measured"], images: int) -> str:
 
 def show(found: "Comparison") -> None:
     """Prints variants, differences, effects of factors, and what a reader has to know."""
-    from medvision.comparison_tables import tables
+    from medvision.comparison.tables import tables
     from medvision.terminal import print_rows
 
     for of_metric in tables(found).values():

@@ -37,9 +37,9 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     from medvision.build import load_run
     from medvision.data.images import read_image, resize_mask
     from medvision.explanation import require_methods
-    from medvision.explanation_folder import SCORES, ExplanationFolder, MaskFiles, Scores
+    from medvision.explanation.folder import SCORES, ExplanationFolder, MaskFiles, Scores
+    from medvision.explanation.maps import activations
     from medvision.inputs import require_whole
-    from medvision.maps import activations
     from medvision.models import layer_names
     from medvision.prediction import Explainer
     from medvision.report import require_finished
@@ -111,7 +111,7 @@ def _is_pixel(value: Any) -> bool:
 def _images(cfg: DictConfig, run: "Run", output: Path) -> "dict[str, tuple[Member, int]]":
     """The images by name, with their numbers."""
     if cfg.input is not None:
-        from medvision.explanation_folder import without_ending
+        from medvision.explanation.folder import without_ending
         from medvision.inputs import Inputs
 
         images = Inputs.find(str(cfg.input), output).images

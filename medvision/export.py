@@ -29,7 +29,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         raise MedvisionError(f"images={cfg.images}: expected 1 or more to check the file on")
     from medvision.build import load_run
     from medvision.data.images import read_image
-    from medvision.exporting import FORMATS, export, require_format
+    from medvision.prediction.exporting import FORMATS, export, require_format
     from medvision.report import require_finished
     from medvision.runs import RunFolder
 

@@ -48,7 +48,7 @@ def start(configs: list[DictConfig], _folder: Path, _overrides: list[str]) -> No
     from medvision.build import keep_freed_memory, load_run
     from medvision.inputs import Inputs, require_whole
     from medvision.prediction import Heat, Predictor
-    from medvision.prediction_folder import PredictionFolder, predict
+    from medvision.prediction.folder import PredictionFolder, predict
     from medvision.report import require_finished
     from medvision.runs import RunFolder
     from medvision.submission import check_submission, require_submittable, write_submission

@@ -13,11 +13,12 @@ from pathlib import Path
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from medvision import cli, gpus
+from medvision import cli
 from medvision.configs import flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, writable_folder, write_json
-from medvision.jobs import LOG, Outcome, finished, run_job, share_of_cpus
+from medvision.launchers import gpus
+from medvision.launchers.jobs import LOG, Outcome, finished, run_job, share_of_cpus
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial, require_optuna
 from medvision.terminal import command, print_rows, quoted
@@ -234,7 +235,7 @@ def as_dimension(override: Override) -> Dimension | None:
 
 def report(search: Search, metric: str, maximise: bool, data: str) -> None:
     """Writes `search.json` and figures, and prints the best trials and what to do with the best."""
-    from medvision import study_figures
+    from medvision.figures import study as figures
 
     study, trials = search.study, search.study.trials
     best, importance = study.best, study.importance()
@@ -256,9 +257,9 @@ def report(search: Search, metric: str, maximise: bool, data: str) -> None:
     title = f"{metric} on {data}: {len(trials)} trials, {count}"
     if importance:
         complete = f"importance for {metric} on {data} (fANOVA of {states.count('complete')} complete trials)"
-        study_figures.importance(search.folder / "importance.png", importance, complete)
+        figures.importance(search.folder / "importance.png", importance, complete)
     if best is not None:
-        study_figures.parallel(search.folder / "parallel.png", study.space, trials, metric, maximise, title)
+        figures.parallel(search.folder / "parallel.png", study.space, trials, metric, maximise, title)
     order, sign = ("complete", "pruned", "fail", "running"), -1 if maximise else 1
     names = [dimension.name for dimension in study.space]
     rows = []

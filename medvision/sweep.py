@@ -24,9 +24,9 @@ from medvision import cli
 from medvision.configs import changes, flat, portable, prepare, require_own
 from medvision.errors import MedvisionError
 from medvision.files import locked, read_json, writable_folder, write_json
-from medvision.gpus import processes, wish
-from medvision.jobs import LOG, Outcome, finished
 from medvision.launchers import Job
+from medvision.launchers.gpus import processes, wish
+from medvision.launchers.jobs import LOG, Outcome, finished
 from medvision.runs import RunFolder
 from medvision.terminal import print_rows, quoted
 
@@ -259,7 +259,7 @@ def _compare(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
     if len(configs) < 2:
         return
     from medvision.compare import compare_folders
-    from medvision.variants import grouped
+    from medvision.comparison.variants import grouped
 
     if len(grouped(configs)) < 2:
         return

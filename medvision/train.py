@@ -16,7 +16,7 @@ from medvision import cli, sweep
 from medvision.configs import COUNTED, changes, flat, load_config, prepare, save_config
 from medvision.errors import MedvisionError
 from medvision.files import end_with_parent, locked, read_json
-from medvision.jobs import resume_command
+from medvision.launchers.jobs import resume_command
 from medvision.runs import RunFolder
 from medvision.terminal import command, print_rows
 

@@ -91,10 +91,10 @@ def _images(cfg: DictConfig, place: "RunFolder", output: Path | None, choice: st
 
 def _curves(cfg: DictConfig, places: "Sequence[RunFolder]", output: Path | None) -> Path:
     """Draws the curves of runs, over each other where there are several."""
+    from medvision.comparison.variants import differences
     from medvision.configs import load_config
     from medvision.figures import curves
     from medvision.logger import read_history
-    from medvision.variants import differences
 
     if cfg.by not in ("epoch", "step"):
         raise MedvisionError(f"by={cfg.by}: expected epoch or step")

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from medvision import cli, figures, label_figures
+from medvision import cli, figures
 from medvision.build import build
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.evaluation import LabelEvaluation
-from medvision.label_figures import bands, confusion, page
+from medvision.figures.labels import bands, confusion, page
 from medvision.losses import CrossEntropy
 from medvision.metrics import Bootstrap, best_decision, delong
 from medvision.mixing import mix
@@ -225,7 +225,7 @@ def test_a_page_of_more_classes_than_it_has_room_for(tmp_path, monkeypatch):
     classes = tuple(f"c{n}" for n in range(150))  # a row of each would be more than 65,536 pixels
     one, drawn = made(classes, True, images=150), []
     values = {f"auroc/{name}": 1 - n / 150 for n, name in enumerate(classes[:149])}
-    monkeypatch.setattr(label_figures, "ROWS", 2)
+    monkeypatch.setattr("medvision.figures.labels.ROWS", 2)
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
     decided = one.probability.argmax(1)[:, None] == np.arange(150)

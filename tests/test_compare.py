@@ -11,7 +11,7 @@ from PIL import Image
 from medvision import cli
 from medvision.compare import start
 from medvision.comparison import Estimate, Variant
-from medvision.comparison_tables import escaped, latex
+from medvision.comparison.tables import escaped, latex
 from medvision.errors import MedvisionError
 
 

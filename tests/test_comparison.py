@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from medvision.comparison import compare
+from medvision.comparison.variants import read_run
 from medvision.configs import load_config
 from medvision.errors import MedvisionError
 from medvision.metrics import holm
 from medvision.runs import RunFolder
-from medvision.variants import read_run
 
 IMAGES, EFFECTS = 24, {"plain": 0.0, "dense": 0.1, "worse": -0.1, "same": 0.001}
 

@@ -12,7 +12,8 @@ from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import nn
 
 from medvision.errors import MedvisionError
-from medvision.explanation import (
+from medvision.explanation.folder import channels
+from medvision.explanation.heat import (
     METHODS,
     OF_LIBRARY,
     RULES,
@@ -22,8 +23,7 @@ from medvision.explanation import (
     row,
     scale,
 )
-from medvision.explanation_folder import channels
-from medvision.maps import activations, as_maps, default_layers
+from medvision.explanation.maps import activations, as_maps, default_layers
 from medvision.models import SMP, Classifier, UNetPP, UNetV2
 
 LIBRARY = {

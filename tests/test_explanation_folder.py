@@ -12,7 +12,7 @@ from medvision import cli
 from medvision.errors import MedvisionError
 from medvision.explain import start
 from medvision.explanation import Choice, Explanation
-from medvision.explanation_folder import ExplanationFolder, MaskFiles, Scores
+from medvision.explanation.folder import ExplanationFolder, MaskFiles, Scores
 
 CLASSES = ["ants", "bees"]
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
-from medvision.exporting import export, metadata
 from medvision.losses import CrossEntropy, SegmentationLoss
 from medvision.models import SMP, Classifier, UNetPP, UNetV2
 from medvision.prediction import Predictor, Trained
+from medvision.prediction.exporting import export, metadata
 from medvision.tasks import ClassificationTask, SegmentationTask
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples/onnx_predict.py"

@@ -7,13 +7,11 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medvision import figures
 from medvision.data import CachedDataset
 from medvision.figures import (
     CLASSES,
     FALSE,
     MISSED,
-    TILE,
     TRUTH,
     Example,
     Tile,
@@ -28,6 +26,7 @@ from medvision.figures import (
     sweep,
     to_pixels,
 )
+from medvision.figures.sheets import TILE
 from medvision.metrics.calibration import Reliability
 
 GAP, LINE, HEAD = 4, 22, 44  # white between pictures, a line of text, two of them at the top
@@ -148,7 +147,9 @@ def test_pictures_at_their_own_size(tmp_path, monkeypatch):
     assert pixels.shape[0] == HEAD + 2 * LINE + 40 + 80
     assert pixels[HEAD + LINE + 10, 3 * (60 + GAP) + 15].tolist() == list(MISSED)
     assert pixels[HEAD + 2 * LINE + 40 + 20, 3 * (48 + GAP) + 36].tolist() == list(FALSE)
-    monkeypatch.setattr(figures, "PAGE", (4 * 40 * 60 + 4 * 80 * 48) // 4)  # a quarter: half of each side
+    monkeypatch.setattr(
+        "medvision.figures.sheets.PAGE", (4 * 40 * 60 + 4 * 80 * 48) // 4
+    )  # a quarter: half of each side
     sheet(tmp_path / "b.png", [small, large], ["lesion"], "t", height=None)
     pixels = np.asarray(Image.open(tmp_path / "b.png"))
     assert pixels.shape[0] == HEAD + 2 * LINE + 20 + 40

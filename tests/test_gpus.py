@@ -11,7 +11,7 @@ from threading import Event
 import pytest
 
 from medvision.errors import MedvisionError
-from medvision.gpus import check, chosen, held, processes, visible, wish
+from medvision.launchers.gpus import check, chosen, held, processes, visible, wish
 
 LISTED = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa-1)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bbbb-2)
@@ -111,7 +111,7 @@ def test_waiting_ends_when_asked_to():
 SWEEP = """
 import json, sys, time
 from threading import Event
-from medvision.gpus import held
+from medvision.launchers.gpus import held
 log = []
 for count in (1, 2, 1, 1):
     with held(count, ["a", "b"], Event()) as (seen, _):

@@ -10,8 +10,8 @@ from threading import Event
 import psutil
 import pytest
 
-from medvision import jobs
-from medvision.jobs import LOG, finished, reason, run_job, share_of_cpus, threads
+from medvision.launchers import jobs
+from medvision.launchers.jobs import LOG, finished, reason, run_job, share_of_cpus, threads
 
 RESULT = '{{"monitor": {{"name": "val/dice", "value": 0.5}}}}'
 FINISH = f'open("{{folder}}/metrics.json", "w").write({RESULT!r})'
@@ -125,7 +125,7 @@ def test_a_stop_ends_a_job_even_one_that_does_not_listen(program, monkeypatch, d
 
 def test_a_job_dies_with_who_waits_for_it(tmp_path):
     code = (
-        "from pathlib import Path; from medvision import jobs; "
+        "from pathlib import Path; from medvision.launchers import jobs; "
         "training = 'import os, time; print(os.getpid(), flush=True); time.sleep(1000)'; "
         "jobs.resume_command = lambda folder: ['-c', training]; "
         f"jobs.run_job(Path({str(tmp_path)!r}))"

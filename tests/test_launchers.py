@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from medvision import cli, launchers
+from medvision import cli
 from medvision.errors import MedvisionError
-from medvision.jobs import LOG, THREADS, Outcome
-from medvision.launchers import InTurn, Joblib, Ray, Slurm
+from medvision.launchers import InTurn, Joblib, Ray, Slurm, engines
+from medvision.launchers.jobs import LOG, THREADS, Outcome
 from medvision.runs import RunFolder
 
 
@@ -51,7 +51,7 @@ def run():
 def machine(monkeypatch, tmp_path):
     """A machine of 8 processors and two GPUs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(launchers, "visible", lambda: ["a", "b"])
+    monkeypatch.setattr(engines, "visible", lambda: ["a", "b"])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in THREADS:
         monkeypatch.delenv(name, raising=False)
@@ -103,7 +103,7 @@ def test_the_last_job_has_the_same_share(jobs, run):
 def test_processes_of_one_job_divide_its_share(jobs, run):
     Joblib(jobs=2).launch([*jobs(1), *jobs(2, processes=2)[1:], *jobs(3, processes=9)[2:]], Watch(), run)
     assert [entry["OMP_NUM_THREADS"] for entry in sorted(run.log, key=lambda entry: entry["job"])] == ["4", "2", "1"]
-    elsewhere = launchers._environment(jobs(1, processes=2)[0], 4)
+    elsewhere = engines._environment(jobs(1, processes=2)[0], 4)
     assert {elsewhere[name] for name in THREADS} == {"2"} and elsewhere["JOB"] == "0"
 
 
@@ -226,7 +226,7 @@ def test_what_is_cancelled_is_not_asked_for_its_result(jobs):
     watch, cancelled = Watch(), []
     watch.stop.set()
     pending = {"a": one, "b": other}
-    launchers._follow(pending, watch, lambda h: h in cancelled, lambda _: pytest.fail("asked"), cancelled.append)
+    engines._follow(pending, watch, lambda h: h in cancelled, lambda _: pytest.fail("asked"), cancelled.append)
     assert [of.state for of in watch.outcomes.values()] == ["finished", "stopped"]
 
 
@@ -241,5 +241,5 @@ def test_the_log_is_where_a_start_is_seen(jobs):
             (job.folder / LOG).write_text("of an earlier time, and now")
         return len(calls) == 4
 
-    launchers._follow(pending, watch, done, lambda _: Outcome("finished"), lambda _: None)
+    engines._follow(pending, watch, done, lambda _: Outcome("finished"), lambda _: None)
     assert calls == [0, 0, 1, 1] and watch.told == [("started", 0), ("ended", 0)]

@@ -11,19 +11,15 @@ ORDER = [
     {"spec", "files"},
     {"study"},
     {"data", "models", "losses", "metrics", "tta", "windows", "logger", "mixing", "optim", "submission", "provenance"},
-    {"figures", "postprocess", "inputs", "maps"},
-    {"decision", "label_figures", "study_figures"},
-    {"tasks", "explanation", "trust"},
+    {"figures", "postprocess", "inputs"},
+    {"decision"},
+    {"tasks", "explanation"},
     {"callbacks", "pruning"},
     {"evaluation", "runs", "verification", "prediction"},
-    {"configs", "jobs", "gpus"},
+    {"configs"},
     {"build", "launchers", "tracking"},
-    {"pretraining", "selection", "costs", "prediction_folder", "exporting", "explanation_folder", "variants"},
-    {"report"},
-    {"comparison"},
-    {"comparison_tables", "page_images"},
-    {"page_figures"},
-    {"page"},
+    {"pretraining", "selection", "costs"},
+    {"report", "comparison"},
     {"cli"},
     {"evaluate", "predict", "prepare", "visualize", "compare", "export", "explain", "search", "models.__main__"},
     {"sweep"},
@@ -87,16 +83,8 @@ def test_only_build_and_the_entry_points_know_hydra():
     [
         (
             [
-                "models",
-                "data",
-                "losses",
-                "metrics",
-                "tasks",
-                "callbacks",
-                "runs",
-                "verification",
-                "prediction_folder",
-                "exporting",
+                *("models", "data", "losses", "metrics", "tasks", "callbacks", "runs", "verification"),
+                *("prediction.folder", "prediction.exporting", "explanation.folder"),
             ],
             ["hydra", "omegaconf"],
         ),
@@ -116,5 +104,5 @@ def test_importing_leaves_out(modules, unwanted):
 
 def test_results_and_comparisons_need_no_tracker():
     missing = "import sys; sys.modules.update(dict.fromkeys(['wandb', 'mlflow', 'tensorboard', 'optuna']));"
-    code = f"{missing} import medvision.comparison, medvision.variants, medvision.report, medvision.tracking"
+    code = f"{missing} import medvision.comparison.page, medvision.report, medvision.tracking"
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -6,10 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from medvision import page_figures
-from medvision.comparison import Comparison, Difference, Effect, Estimate, Variant
-from medvision.comparison_tables import tables
-from medvision.page import conclusion, render
+from medvision.comparison import Comparison, Difference, Effect, Estimate, Variant, page_figures
+from medvision.comparison.page import conclusion, render
+from medvision.comparison.tables import tables
 
 EVIL = """a<b> & "c" 'd' </script><script>alert(1)</script> ${title} <!--"""
 ALONE = ", for these trained networks alone"  # of one seed

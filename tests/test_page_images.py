@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medvision import page_images
+from medvision.comparison import page_images
+from medvision.comparison.page_images import chosen, disagreement, levels, pictured, resized
+from medvision.comparison.variants import Measured
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.metrics import GRID, LabelRows, MaskRows
-from medvision.page_images import chosen, disagreement, levels, pictured, resized
 from medvision.postprocess import Cleaning
-from medvision.variants import Measured
 
 CLASSES = ("ants", "bees")
 

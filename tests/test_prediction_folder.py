@@ -11,7 +11,7 @@ from PIL import Image
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.inputs import Inputs
-from medvision.prediction_folder import PredictionFolder, predict
+from medvision.prediction.folder import PredictionFolder, predict
 
 SIZE = (30, 40)
 
@@ -254,7 +254,7 @@ def test_a_kill_between_the_rows_and_the_pictures_of_an_image(images, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("medvision.prediction_folder.overlay", stop)
+        patch.setattr("medvision.prediction.folder.overlay", stop)
         answers(images, tmp_path / "out")
     assert [row["file"] for row in rows(tmp_path / "out")] == ["a.jpg"]
     (tmp_path / "out" / ".a_mask.png.123.tmp").write_text("half of a picture")
@@ -377,7 +377,7 @@ def _refusal(path: Path) -> str:
 
 
 def test_progress_is_lines_where_there_is_no_terminal(images, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("medvision.prediction_folder.LINE_EVERY", 0)
+    monkeypatch.setattr("medvision.prediction.folder.LINE_EVERY", 0)
     caplog.set_level("INFO", "medvision")
     answers(images / "b.png", tmp_path / "out")
     answers(images, tmp_path / "out")

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from medvision import cli, search, study_figures, train
+from medvision import cli, search, train
 from medvision.build import build
 from medvision.errors import MedvisionError
+from medvision.figures.study import importance, parallel
 from medvision.files import read_json, write_json
-from medvision.jobs import Outcome
+from medvision.launchers.jobs import Outcome
 from medvision.pruning import Pruning
 from medvision.runs import RunFolder
 from medvision.study import Dimension, Study, Trial
@@ -365,8 +366,8 @@ def test_figures_of_unusual_searches(tmp_path):
         Trial(1, "fail", {}, None, reason="no"),
         Trial(2, "pruned", {"a": "only", "b": "0.1"}, None, {1: None}),
     ]
-    study_figures.parallel(tmp_path / "p.png", space, trials, "val/loss", False, "title")
-    study_figures.importance(tmp_path / "i.png", {"a": 0.0, "b": 1.0}, "title")
+    parallel(tmp_path / "p.png", space, trials, "val/loss", False, "title")
+    importance(tmp_path / "i.png", {"a": 0.0, "b": 1.0}, "title")
     for name in ("p", "i"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 500

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from medvision import launchers
 from medvision.errors import MedvisionError
-from medvision.jobs import LOG, THREADS, Outcome
-from medvision.launchers import Slurm
+from medvision.launchers import Slurm, engines
+from medvision.launchers.jobs import LOG, THREADS, Outcome
 
 submitit = pytest.importorskip("submitit")
 
@@ -188,7 +187,7 @@ def test_slurm_that_is_not_there_is_named(jobs, monkeypatch, tmp_path):
 
 
 def test_a_job_goes_on_after_its_time_limit(jobs):
-    task = launchers._Requeued(lambda folder, environment: Outcome("finished"), jobs(1)[0].folder, {})
+    task = engines._Requeued(lambda folder, environment: Outcome("finished"), jobs(1)[0].folder, {})
     again = task.checkpoint()
     assert isinstance(again, submitit.helpers.DelayedSubmission) and again.function is task
     assert task().state == "finished"

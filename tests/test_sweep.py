@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from medvision import cli, sweep
 from medvision.configs import load_config
 from medvision.errors import MedvisionError
-from medvision.jobs import Outcome
+from medvision.launchers.jobs import Outcome
 from medvision.runs import RunFolder
 
 SMALL = ["data.image_size=32", "trainer.accelerator=cpu"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from medvision.trust import STEPS, area, deletion_and_insertion, inside, likeness, randomised
+from medvision.explanation.trust import STEPS, area, deletion_and_insertion, inside, likeness, randomised
 
 SHARES = np.linspace(0, 1, STEPS + 1)
 

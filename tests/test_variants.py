@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from medvision.configs import load_config
-from medvision.errors import MedvisionError
-from medvision.metrics import LabelRows, MaskRows
-from medvision.runs import RunFolder
-from medvision.variants import (
+from medvision.comparison.variants import (
     differences,
     factors_of,
     find_runs,
@@ -18,6 +14,10 @@ from medvision.variants import (
     repetitions,
     together,
 )
+from medvision.configs import load_config
+from medvision.errors import MedvisionError
+from medvision.metrics import LabelRows, MaskRows
+from medvision.runs import RunFolder
 
 COUNTS = np.random.default_rng(0).integers(1, 30, (6, 1, 4))
 

@@ -17,8 +17,8 @@ from medvision import figures
 from medvision.data import ImageDataModule
 from medvision.errors import MedvisionError
 from medvision.explanation import RULES, Target, explain, row
+from medvision.explanation.maps import default_layers
 from medvision.logger import read_history
-from medvision.maps import default_layers
 from medvision.metrics import one_hot
 from medvision.tasks import Task
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medvision import figures, label_figures
+from medvision import figures
 from medvision.data import ImageDataModule
 from medvision.decision import Decision
 from medvision.evaluation.base import Evaluation, known, or_half, or_one, spaced
-from medvision.label_figures import confusion
+from medvision.figures.labels import confusion, page
 from medvision.metrics import (
     OF_LABELS,
     YOUDEN,
@@ -136,7 +136,7 @@ class LabelEvaluation(Evaluation):
     def draw(self, path: Path, data: ImageDataModule, decision: Decision) -> None:
         """Draws images from the one to whose truth the least probability is given to that with the most.
 
-        Beside it, as `<name>_curves.png` and `<name>_mistakes.png`, the page of `label_figures` and the surest
+        Beside it, as `<name>_curves.png` and `<name>_mistakes.png`, the page of `figures.labels` and the surest
         mistakes: those with the least, in the classes that are mistaken.
         """
         decided, images = decide(self.probability, decision.threshold), len(self.ids)
@@ -158,7 +158,7 @@ class LabelEvaluation(Evaluation):
         mistakes = [int(n) for n in np.argsort(least, kind="stable") if wrong[n].any()]
         title = f"{min(len(mistakes), TILES)} of {len(mistakes)} mistakes among {images} images, the surest first, with"
         gallery(path.with_stem(f"{path.stem}_mistakes"), mistakes[:TILES], least, title)
-        label_figures.page(
+        page(
             path.with_stem(f"{path.stem}_curves"), self.probability, self.truth, decided, self.classes,
             decision.threshold, Bootstrap(images, self.groups, resamples=500), self.summary(decision),
             f"{self.split}, {images} images" + (f", {decision}" if str(decision) else ""),

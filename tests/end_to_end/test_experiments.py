@@ -9,7 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 from medvision import cli as command_line
 from medvision import train
-from medvision.variants import grouped
+from medvision.comparison.variants import grouped
 
 EXPERIMENTS = sorted(file.stem for file in (Path(__file__).resolve().parents[2] / "conf/experiment").glob("*.yaml"))
 TYPED = "isic2017_unet_vs_unetv2"

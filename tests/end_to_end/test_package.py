@@ -21,7 +21,7 @@ def test_wheel_holds_every_config_and_module(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"medvision/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "medvision").rglob("*.py")}
-    parts = {f"medvision/{name}" for name in ("py.typed", "page.html", "page.css", "page.js")}
+    parts = {"medvision/py.typed", *(f"medvision/comparison/page.{kind}" for kind in ("html", "css", "js"))}
     assert configs | modules | parts <= names
 
 

@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from medvision import figures, page_images
+from medvision import figures
 from medvision.compare import compare_folders
+from medvision.comparison import page_images
 from medvision.files import read_json, write_json
 from medvision.report import finish
 from medvision.runs import RunFolder

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medvision.figures import charted, plain
+from medvision.figures.charts import charted, plain
 from medvision.metrics import Bootstrap, cumulate, interval
 from medvision.metrics.calibration import Calibration
 

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
+from medvision.explanation.maps import as_maps, evaluating, padded_size
 from medvision.figures import Tile, heated
-from medvision.maps import as_maps, evaluating, padded_size
 from medvision.models import recording
 from medvision.spec import DataSpec
 

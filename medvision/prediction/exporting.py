@@ -15,7 +15,7 @@ from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
 from medvision.files import replacing
 from medvision.models import Network
-from medvision.prediction import Trained
+from medvision.prediction.predictor import Trained
 from medvision.tasks import require_numbers
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}

@@ -7,11 +7,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from medvision import __version__, page_figures
-from medvision.comparison import ALPHA, Comparison
-from medvision.comparison_tables import Table, interval, number, tables
+from medvision import __version__
+from medvision.comparison import page_figures
+from medvision.comparison.found import Comparison
+from medvision.comparison.statistics import ALPHA
+from medvision.comparison.tables import Table, interval, number, tables
+from medvision.comparison.variants import word
 from medvision.logger import Row
-from medvision.variants import word
 
 PARTS = Path(__file__).parent
 SHORT = 20  # letters that stay in one line

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medvision.comparison import Comparison, Difference, Effect
+from medvision.comparison.found import Comparison, Difference, Effect
 from medvision.files import as_csv
 from medvision.metrics import lower_is_better
 

@@ -24,7 +24,7 @@ from medvision.figures import heated, overlay
 from medvision.files import as_csv, locked, read_json, replacing, writable_folder, write_json
 from medvision.inputs import SHOWN, Inputs
 from medvision.metrics import decide
-from medvision.prediction import Predictor
+from medvision.prediction.predictor import Predictor
 
 log = logging.getLogger(__name__)
 

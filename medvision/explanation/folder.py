@@ -15,10 +15,10 @@ from medvision.data.folder import ENDINGS, STEM, SUFFIX
 from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
 from medvision.errors import MedvisionError
-from medvision.explanation import Explanation, Target, explain, row
+from medvision.explanation.heat import Explanation, Target, explain, row
+from medvision.explanation.trust import area, deletion_and_insertion, inside, likeness, randomised
 from medvision.figures import Tile, gallery, heated
 from medvision.files import as_csv, replacing
-from medvision.trust import area, deletion_and_insertion, inside, likeness, randomised
 
 SCORES = ("deletion", "insertion", "likeness", "inside")
 CHANCE = "random heat"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medvision.figures import charted
+from medvision.figures.charts import charted
 from medvision.study import Dimension, Trial
 
 

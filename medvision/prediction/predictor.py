@@ -17,7 +17,7 @@ from medvision.data.images import Normalise, Pixels, resize_image, to_channels
 from medvision.decision import Decision
 from medvision.errors import MedvisionError
 from medvision.explanation import Choice, Explanation, Target, explain, require_methods
-from medvision.maps import default_layers
+from medvision.explanation.maps import default_layers
 from medvision.models import Network
 from medvision.tasks import ClassificationTask, SegmentationTask, require_numbers, resize_probability
 from medvision.tta import TestTimeAugmentation

@@ -12,8 +12,8 @@ from threading import Event
 from typing import Any, ClassVar, Protocol
 
 from medvision.errors import MedvisionError
-from medvision.gpus import Wish, check, held, visible
-from medvision.jobs import GRACE, LOG, Outcome, finished, reason, run_job, share_of_cpus, threads
+from medvision.launchers.gpus import Wish, check, held, visible
+from medvision.launchers.jobs import GRACE, LOG, Outcome, finished, reason, run_job, share_of_cpus, threads
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from medvision.comparison import Comparison
-from medvision.comparison_tables import interval, number
+from medvision.comparison.found import Comparison
+from medvision.comparison.tables import interval, number
 from medvision.logger import Row
 
 COLOURS = 8  # classes v0, v1, ... of the style sheet

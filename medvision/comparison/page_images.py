@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from medvision import figures
 from medvision.build import load_run
-from medvision.comparison import Comparison
+from medvision.comparison.found import Comparison
+from medvision.comparison.variants import Measured, repetitions, together
 from medvision.data.cache import Sample
 from medvision.data.images import Pixels, resize_image, resize_mask
 from medvision.decision import Decision
@@ -26,7 +27,6 @@ from medvision.prediction import Predictor
 from medvision.runs import RunFolder
 from medvision.selection import samples
 from medvision.spec import DataSpec
-from medvision.variants import Measured, repetitions, together
 
 SIDE = 192  # pixels of a picture's longer side
 LEVELS = 200  # steps of probability: every threshold of two digits is one
