@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.model_selection import train_test_split
 
 from medvision.data.base import ImageDataModule, Splits
 from medvision.data.cache import Sample
@@ -33,6 +31,8 @@ class DSB2018(ImageDataModule):
 
     def index(self) -> Splits:
         """Groups the files of each image folder and takes the published split of the sorted ids."""
+        from sklearn.model_selection import train_test_split  # slow to import
+
         images: dict[str, Member] = {}
         nuclei: dict[str, list[Member]] = defaultdict(list)
         stray: list[Member] = []
@@ -63,6 +63,8 @@ class DSB2018(ImageDataModule):
 
     def strata(self) -> Sequence[Hashable]:
         """The type of imaging: k-means of brightness, its deviation, and saturation of each image's mean colour."""
+        from sklearn.cluster import KMeans  # slow to import
+
         sums = self.cache.facts["sums"] / np.prod(self.cache.images.shape[1:3])
         means, squares = sums[:, 0], sums[:, 1]
         deviation = np.sqrt(np.maximum(squares - means**2, 0)).mean(1)
