@@ -175,6 +175,7 @@ def test_bands_are_those_of_a_loop_over_the_same_resamples():
         drawn = bootstrap.apply(lambda images, at=at: precision(images, at))
         assert pr[:, round(100 * at)] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-9)
     assert (roc[:, -1] == 1).all()
+    assert np.isnan(bands(p, np.arange(20) == 3, bootstrap)).all()  # of one positive nothing is known
 
 
 def test_the_surest_mistakes_are_named_and_of_the_classes_that_are_mistaken(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 from medvision.data.base import ImageDataModule, Splits
 from medvision.data.cache import Sample
 from medvision.data.source import Member, Source
-from medvision.data.tables import read_table
+from medvision.data.tables import as_flag, read_table
 from medvision.errors import MedvisionError
 from medvision.spec import DataSpec
 
@@ -58,8 +58,8 @@ class Folder(ClassFolders):
     """A folder or zip of one's own, in one of three layouts.
 
     - A table with a header, named by `table`: columns `image`, and `mask` (or one mask column for each class) or
-      `label` (a class's name), and perhaps `split` (train, val, test) and `group` (what must stay in one split, as
-      a patient). Files are named relative to the root.
+      `label` (a class's name; or for each class a column of its name, of 0 and 1), and perhaps `split` (train, val,
+      test) and `group` (what must stay in one split, as a patient). Files are named relative to the root.
     - `images/` and `masks/` with equal names, masks perhaps with `_mask` or `_segmentation` behind; for several
       classes `masks/<class>/`. `train/images/` and so on make splits.
     - A folder for each class, perhaps below `train/`, `val/`, `test/`.
@@ -142,14 +142,20 @@ class Folder(ClassFolders):
         header, *rows = read_table(path) or [[]]
         columns = {name.lower(): k for k, name in enumerate(header)}
         masked = self.spec.target == "mask"
-        target = [f"mask_{name}".lower() for name in self.spec.classes] if masked else ["label"]
+        target = [f"mask_{name}".lower() if masked else name.lower() for name in self.spec.classes]
         if masked and len(target) == 1 and target[0] not in columns:
             target = ["mask"]
+        if not masked and ("label" in columns or columns.keys().isdisjoint(target)):
+            target = ["label"]
         if missing := [name for name in ("image", *target) if name not in columns]:
             raise MedvisionError(
                 f"{path} has the columns {header}; {', '.join(missing)} is missing. Expected image, mask (or "
-                "mask_<class> for each class) for data=folder, or label for data=folder_labels; perhaps split and group"
+                "mask_<class> for each class) for data=folder, or label (or for each class a column of 0 and 1) for "
+                f"data=folder_labels, where data.spec.classes is {list(self.spec.classes)}; perhaps split and group"
             )
+        wanted = Counter(map(str.lower, header)) | Counter(target)
+        if twice := [name for name, times in wanted.items() if name and times > 1]:
+            raise MedvisionError(f"{path}: {', '.join(twice)} names two columns; expected names that differ in letters")
         splits: dict[str, list[Sample]] = {}
         absent: list[str] = []
         for number, row in enumerate(rows, 2):
@@ -161,7 +167,7 @@ class Folder(ClassFolders):
             if lost := [name for name in files if name not in members]:
                 absent += lost
                 continue
-            labels = () if masked else self._label(cell["label"], f"{path}, row {number}")
+            labels = () if masked else self._labels({name: cell[name] for name in target}, f"{path}, row {number}")
             files_of = tuple((members[cell[name]],) if cell[name] else () for name in target) if masked else ()
             i = cell["image"].rpartition(".")[0] or cell["image"]
             splits.setdefault(split, []).append(
@@ -171,8 +177,18 @@ class Folder(ClassFolders):
             self.problem("warning", "rows without files", absent, f"{path.name} names them; they are left out")
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
-    def _label(self, words: str, where: str) -> tuple[int, ...]:
-        """Class numbers of a cell: one name, or several between | or spaces; for a binary data set also 0 and 1."""
+    def _labels(self, cells: Mapping[str, str], where: str) -> tuple[int, ...]:
+        """Class numbers of a row: of the names in its cell of labels, or of the classes whose cells are flags."""
+        found = self._named(cells["label"], where) if [*cells] == ["label"] else self._flagged(cells, where)
+        if self.spec.kind == "multiclass" and len(found) != 1:
+            shown = ", ".join(f"{name} {word!r}" for name, word in cells.items())
+            raise MedvisionError(
+                f"{where}: {shown}; expected one of {list(self.spec.classes)}, or data.spec.kind=multilabel"
+            )
+        return found
+
+    def _named(self, words: str, where: str) -> tuple[int, ...]:
+        """Of one name, or several between | or spaces; for a binary data set also of 0 and 1."""
         flags = {"0": (), "0.0": (), "1": (0,), "1.0": (0,)} if self.spec.kind == "binary" else {}
         if words in flags:
             return flags[words]
@@ -180,9 +196,14 @@ class Folder(ClassFolders):
         names = [words] if words in self.spec.classes else [word for word in re.split(between, words) if word]
         if unknown := [name for name in names if name not in self.spec.classes]:
             raise MedvisionError(f"{where}: label {unknown[0]!r}; expected one of {list(self.spec.classes)}")
-        if self.spec.kind == "multiclass" and len(names) != 1:
-            raise MedvisionError(f"{where}: label {words!r}; expected one of {list(self.spec.classes)}")
         return tuple(sorted(self.spec.classes.index(name) for name in names))
+
+    def _flagged(self, cells: Mapping[str, str], where: str) -> tuple[int, ...]:
+        """Of a flag for each class."""
+        flags = {name: as_flag(word) for name, word in cells.items()}
+        if unknown := [name for name, flag in flags.items() if flag is None]:
+            raise MedvisionError(f"{where}: {unknown[0]} {cells[unknown[0]]!r}; expected 0 or 1")
+        return tuple(k for k, flag in enumerate(flags.values()) if flag)
 
 
 def _typed(names: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ def read_flags(path: Path, columns: int) -> list[tuple[str, tuple[int, ...]]]:
     """
     found = []
     for number, row in enumerate(read_table(path)):
-        flags = [_flag(word) for word in row[1 : columns + 1]]
+        flags = [as_flag(word) for word in row[1 : columns + 1]]
         if len(flags) == columns and None not in flags:
             found.append((row[0], tuple(k for k, flag in enumerate(flags) if flag)))
         elif number:  # the first one is a header
@@ -59,7 +59,8 @@ def read_flags(path: Path, columns: int) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-def _flag(word: str) -> int | None:
+def as_flag(word: str) -> int | None:
+    """0 or 1, from a number or one of `FLAGS` in either case; None if it is neither."""
     if word.lower() in FLAGS:
         return FLAGS[word.lower()]
     try:

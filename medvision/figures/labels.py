@@ -108,10 +108,11 @@ def bands(probability: Floats, truth: Bools, bootstrap: Bootstrap) -> tuple[Floa
 
     Returns:
         Lower and upper bound (2, 101): of the sensitivity at each of 101 false positive rates, and of the precision at
-        each of as many recalls.
+        each of as many recalls; NaN where one kind is of a single image or group.
     """
     roc, pr = [], []
-    for weights in bootstrap.weights():
+    left = bootstrap.without_one(np.stack([truth, ~truth], 1))
+    for weights in bootstrap.weights() if (left @ truth).all() and (left @ ~truth).all() else ():
         _, hits, false = cumulate(probability, truth, weights)
         for tp, fp in zip(hits, false, strict=True):
             if tp[-1] > 0 and fp[-1] > 0:  # a resample may lack one kind

@@ -99,6 +99,13 @@ class Bootstrap:
         for times in self._times():
             yield np.where(self._units < 2, np.nan, times[:, self._unit].astype(np.float64))
 
+    def without_one(self, shown: NDArray[np.bool_]) -> Floats:
+        """Which images are left, (C, N), without the image or group that is the first to show what (N, C) says.
+
+        A metric that has no value of these is one of a single image or group.
+        """
+        return np.asarray(self._unit != self._unit[shown.argmax(0)][:, None], np.float64)
+
     def _times(self) -> Iterator[NDArray[np.intp]]:
         """How often each unit is drawn, a row for each resample, in blocks that fit into memory."""
         generator = np.random.default_rng(self.seed)

@@ -225,14 +225,22 @@ def summarise_label_intervals(
         bootstrap: Of the N images.
 
     Returns:
-        Lower and upper bound, of the resamples in which a metric has a value. Resamples repeat images, which makes bins
-        look less calibrated than they are: the interval of `ece` lies too high, the more the fewer images there are.
+        Lower and upper bound, of the resamples in which a metric has a value; NaN where less than two images or groups
+        have one, in a class too that counts in a mean. Resamples repeat images, which makes bins look less calibrated
+        than they are: the interval of `ece` lies too high, the more the fewer images there are.
     """
-    parts = (probability, truth, decide(probability, threshold), classes, not len(threshold))
+    decided, exclusive = decide(probability, threshold), not len(threshold)
+    parts = (probability, truth, decided, classes, exclusive)
+    found = summarise_labels(probability, truth, classes, threshold)
     blocks = [weighed_labels(*parts, weights) for weights in bootstrap.weights()]
+    left = weighed_labels(*parts, bootstrap.without_one(np.concatenate([truth, ~truth, decided], 1)))
+    alone = {name for name in found if np.isnan(left[name]).any()}
+    alone |= {name.split("/")[0] for name in alone}
+    alone |= {"balanced_accuracy"} if exclusive and "sensitivity" in alone else set()
+    nothing = float("nan"), float("nan")
     result = {}
-    for name in summarise_labels(probability, truth, classes, threshold):
-        low, high = interval(np.concatenate([block[name] for block in blocks]))
+    for name in found:
+        low, high = nothing if name in alone else interval(np.concatenate([block[name] for block in blocks]))
         result[name] = float(low), float(high)
     return result
 

@@ -297,6 +297,27 @@ def test_a_table_of_labels(
 
 
 @pytest.mark.parametrize(
+    ("kind", "classes", "header", "cells"),
+    [
+        ("multilabel", ["left", "right lobe"], "image,Right Lobe,age,LEFT", ["0,61,1", "1.0,7,0.0", "1,,1"]),
+        ("multiclass", ["left", "right lobe"], "image,right lobe,left", ["0,1", "1,0", "0,1"]),
+        ("binary", ["ill"], "image,ill", ["no", "1", "0.0"]),
+        ("multilabel", ["left", "label"], "image,label,left", ["left", "label", "left|label"]),
+    ],
+    ids=str,
+)
+def test_a_table_with_a_column_for_each_label(
+    dataset: Callable[..., Any], fake_folder: Fake, tmp_path: Path, kind: str, classes: Any, header: str, cells: Any
+) -> None:
+    root = fake_folder(tmp_path / "mine")
+    name = table(root, header, lambda n: f"images/case{n:02d}.png,{cells[n % 3]}")
+    facts = {"kind": kind, "classes": classes, "num_outputs": len(classes)}
+    found = dataset("folder_labels", root, facts, table=name).samples
+    expected = {"multilabel": [(0,), (1,), (0, 1)], "multiclass": [(0,), (1,), (0,)], "binary": [(), (0,), ()]}[kind]
+    assert [s.labels for s in found] == expected * 4 and [s.masks for s in found] == [()] * 12
+
+
+@pytest.mark.parametrize(
     ("data", "header", "row", "words"),
     [
         ("folder", "image,label", "images/case{n}.png,a", r"columns \['image', 'label'\]; mask is missing"),
@@ -311,6 +332,16 @@ def test_a_table_of_labels(
             "images/case{n}.png,a,dev",
             "row 2: split 'dev'; expected train, val or",
         ),
+        ("folder_labels", "image,a", "images/case{n}.png,1", r"b is missing\. .* is \['a', 'b'\]"),
+        ("folder_labels", "image,a,b", "images/case{n}.png,1,-1", "row 2: b '-1'; expected 0 or 1"),
+        ("folder_labels", "image,a,b", "images/case{n}.png,1", "row 2: b ''; expected 0 or 1"),
+        (
+            "folder_labels",
+            "image,a,b",
+            "images/case{n}.png,1,1",
+            r"row 2: a '1', b '1'; expected one of .*kind=multilabel",
+        ),
+        ("folder_labels", "image,a,B,b", "images/case{n}.png,1,0,1", r"table\.csv: b names two columns"),
         ("folder_labels", "image,label", "images/case00.png,a", "in two places: images/case00"),
         ("folder_labels", "image,label", "nothing{n}.png,a", "no images for the split 'train'"),
         ("folder_labels", "image,label,split", "images/case{n}.png,a,test", "no images for the split 'train'"),

@@ -341,13 +341,29 @@ def test_intervals_are_those_of_a_loop_over_the_same_resamples(seed, exclusive, 
         return [values.get(name, np.nan) for name in summary]
 
     with np.errstate(all="ignore"):
-        low, high = interval(bootstrap.apply(each))
-    np.testing.assert_allclose([found[name] for name in summary], np.stack([low, high], 1), atol=1e-12)
+        expected = np.stack(interval(bootstrap.apply(each)), 1)
+    # what has no value without some one image or group is known of that one only, and so is a mean with it
+    units = np.array(groups or range(12))
+    one = np.isnan([each(np.flatnonzero(units != unit)) for unit in set(units)]).any(0)
+    lost = {name for name, lone in zip(summary, one, strict=True) if lone}
+    lost |= {name.split("/")[0] for name in lost}
+    lost |= {"balanced_accuracy"} & summary.keys() if exclusive and "sensitivity" in lost else set()
+    expected[[name in lost for name in summary]] = np.nan
+    np.testing.assert_allclose([found[name] for name in summary], expected, atol=1e-12)
 
 
 def test_one_image_has_no_interval():
     found = summarise_label_intervals(np.array([[0.3]]), np.array([[True]]), ["m"], [0.5], Bootstrap(1))
     assert np.isnan(found["accuracy"]).all()
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 2, 3, 4, 5, 6]], ids=["images", "patients"])
+def test_one_positive_has_no_interval_of_what_needs_positives(groups):
+    probability = np.array([0.9, 0.8, 0.2, 0.1, 0.3, 0.7, 0.6, 0.4])[:, None]
+    truth = (np.arange(8) < (1 if groups is None else 2))[:, None]  # of one patient
+    found = summarise_label_intervals(probability, truth, ["m"], [0.5], Bootstrap(8, groups))
+    unknown = {name for name, bounds in found.items() if np.isnan(bounds).any()}
+    assert {*NAMES} - unknown == {"accuracy", "specificity", "precision", "f1", "brier", "ece"}
 
 
 def test_ranking_against_scikit_learn():
