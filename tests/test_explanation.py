@@ -9,6 +9,7 @@ import pytorch_grad_cam
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from medvision.errors import MedvisionError
@@ -34,6 +35,7 @@ LIBRARY = {
     "layer_cam": "LayerCAM",
     "x_grad_cam": "XGradCAM",
     "seg_eigen_cam": "SegEigenCAM",
+    "random_cam": "RandomCAM",
 }
 SIZE = (48, 64)
 
@@ -81,8 +83,12 @@ def by_library(name, model, image, layer, targets, reshape=None):
 
 
 @pytest.mark.parametrize("method", LIBRARY)
-def test_equal_to_the_library(method, net, image, spec):
+def test_equal_to_the_library(method, net, image, spec, monkeypatch):
     layers = ["first", "second", "norm"]
+    drawn = torch.rand(8, generator=torch.Generator().manual_seed(0)).numpy()
+    monkeypatch.setattr(
+        np.random, "uniform", lambda low, high, size: np.tile(low + (high - low) * drawn[: size[1]], (size[0], 1))
+    )
     found = explain(net, image, layers, [method], of_labels(spec, "b")).heat[method]
     assert found.shape == (2, 3, *SIZE) and found.min() >= 0 and found.max() <= 1
     plain = copy.deepcopy(net)
@@ -193,6 +199,82 @@ def test_the_shapley_cam_of_attention(spec):
     written = explain(model.requires_grad_(False), image, layers, ["shapley_cam"], target).heat
     torch.testing.assert_close(found["shapley_cam"], written["shapley_cam"], atol=1e-4, rtol=0)
     assert not torch.allclose(found["shapley_cam"], found["grad_cam"], atol=1e-3)
+
+
+def make_biased(model):
+    """Biases and moments of norms as training would leave them; evaluation mode."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.3, 1)
+            nn.init.normal_(layer.running_mean, 0, 0.2)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+        if isinstance(layer, nn.BatchNorm2d | nn.Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.bias, 0, 0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_full_gradients_are_the_librarys(frozen, net, image, spec):
+    mask = torch.zeros(SIZE)
+    mask[10:30, 20:] = 1
+    for model, target, choices, theirs, layers in (
+        (net, of_labels(spec, "b"), None, ClassifierOutputTarget(1), ["first", "second"]),
+        (
+            # made in the order in which it is called, which the library takes for granted
+            nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 1)),
+            of_masks(spec),
+            [Choice(1, "square", where=mask)] * 2,
+            SemanticSegmentationTarget(1, mask.numpy()),
+            ["0", "2"],
+        ),
+    ):
+        make_biased(model).requires_grad_(not frozen)
+        with torch.inference_mode(frozen):
+            found = explain(model, image, layers, ["full_grad", "grad_cam"], target, choices).heat["full_grad"]
+        assert found.shape == (2, 1, *SIZE) and not any(module._forward_hooks for module in model.modules())
+        cam = pytorch_grad_cam.FullGrad(model.requires_grad_(), [])
+        np.testing.assert_allclose(found[:, 0], cam(image.clone().requires_grad_(), [theirs] * 2), atol=1e-5)
+        assert found.amax((1, 2, 3)).min() > 0.99
+
+
+def test_full_gradients_have_the_biases_of_norms_with_an_activation(image, spec):
+    """Which timm has in many networks, and the library passes over."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.ConvTranspose2d(6, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 48 * 64, 2))
+    norm, both = nn.BatchNorm2d(6), BatchNormAct2d(6)
+    apart = make_biased(nn.Sequential(nn.Conv2d(3, 6, 2, stride=2), nn.Sequential(norm, nn.ReLU()), *head))
+    both.load_state_dict(norm.state_dict())
+    together = nn.Sequential(apart[0], both.eval(), *head)
+    found, expected = (
+        explain(net, image, ["0"], ["full_grad"], of_labels(spec, "b")).heat["full_grad"] for net in (together, apart)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    nn.init.zeros_(norm.bias)
+    assert not torch.allclose(
+        explain(apart, image, ["0"], ["full_grad"], of_labels(spec, "b")).heat["full_grad"], found
+    )
+
+
+def test_full_gradients_of_what_is_padded(spec):
+    """A network that extends its image: the shares of its biases lie where those of the extended image do."""
+    torch.manual_seed(0)
+    model, image = make_biased(UNetPP(channels=(4, 8, 8), num_outputs=2)), torch.zeros(1, 3, 30, 41)
+    choices = [Choice(0, "round", where=torch.ones(30, 41))]
+    found = explain(model, image, ["nodes.x2_0"], ["full_grad"], of_masks(spec), choices).heat["full_grad"]
+    whole = [Choice(0, "round", where=nn.functional.pad(torch.ones(30, 41), (0, 3, 0, 2)))]
+    expected = explain(model, torch.zeros(1, 3, 32, 44), ["nodes.x2_0"], ["full_grad"], of_masks(spec), whole)
+    cropped = expected.heat["full_grad"][0, 0, :30, :41]
+    cropped = (cropped - cropped.min()) / (cropped.max() - cropped.min())
+    torch.testing.assert_close(found[0, 0], cropped, atol=1e-5, rtol=0)
+
+
+def test_full_gradients_need_biases(image, spec):
+    bare = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(MedvisionError, match=r"^full_grad: Sequential has no biases of convolutions .*another method$"):
+        explain(bare, image, ["0"], ["full_grad"], of_labels(spec))
+    folding = Classifier("efficientvit_m0", num_outputs=2).eval()
+    with pytest.raises(MedvisionError, match=r"^full_grad: Classifier has parts of images in a batch"):
+        explain(folding, torch.randn(1, 3, 224, 224), ["encoder.stages.0"], ["full_grad"], of_labels(spec))
 
 
 @pytest.mark.parametrize("method", OF_LIBRARY)
@@ -398,8 +480,9 @@ def test_refuses(layer, method, words, net, image, spec):
 def test_broken_weights_have_no_heat(net, image, spec):
     """A training that diverges goes on with the callback as without."""
     nn.init.constant_(net.second.weight, float("nan"))
-    found = explain(net, image, ["second"], [*RULES], of_labels(spec, "a"))
-    assert np.isnan(found.probability).all() and [*found.heat] == [*RULES]
+    methods = [*RULES, "full_grad"]
+    found = explain(net, image, ["second"], methods, of_labels(spec, "a"))
+    assert np.isnan(found.probability).all() and [*found.heat] == methods
     assert all(not heat.any() for heat in found.heat.values())
 
 
@@ -470,4 +553,4 @@ def test_a_row_of_a_sheet():
     assert np.array_equal(tiles[0].image, image) and tiles[0].masks.all() and not tiles[1].masks.size
     hot, cold = tiles[1].image[:, -1].astype(int), tiles[1].image[:, 0].astype(int)
     assert (hot[:, 0] > hot[:, 2] + 50).all() and (cold[:, 2] > cold[:, 0] + 50).all()  # red, and blue
-    assert len(METHODS) == len(RULES) + len(OF_LIBRARY)
+    assert len(METHODS) == len(RULES) + 1 + len(OF_LIBRARY)

@@ -1,6 +1,7 @@
 """Names of what is written of an image, and of the masks that lie beside; what `explain` refuses before it begins."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 from medvision import cli
 from medvision.errors import MedvisionError
 from medvision.explain import start
-from medvision.explanation import Choice, Explanation
+from medvision.explanation import Choice, Explanation, Target
+from medvision.explanation import explain as heat
 from medvision.explanation.folder import ExplanationFolder, MaskFiles, Scores
 
 CLASSES = ["ants", "bees"]
@@ -61,6 +63,26 @@ def test_means_say_over_how_many_images_they_are():
         ["random heat", "", "0.500", "0.500", "0.000", "0.125"],
     ]
     assert scores.table().splitlines()[2] == "b,ants,fem,x,0.75,,,0.5"
+
+
+def test_the_map_of_a_network_stands_beside_those_of_layers(spec, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 144, 2)).eval()
+    image, layers, methods = torch.randn(1, 3, 16, 16), ["0", "2"], ["full_grad", "layer_cam"]
+    target = Target(spec("multiclass", target="label"), partial(torch.softmax, dim=1))
+    found, scores = heat(model, image, layers, methods, target), Scores(model, layers)
+    ExplanationFolder(tmp_path, layers).heat("a", np.zeros((20, 30, 3), np.uint8), found)
+    assert np.load(tmp_path / "a_full_grad.npy").shape == (1, 16, 16)
+    assert Image.open(tmp_path / "a_full_grad.png").size[0] == 2 * 230  # image and map
+    written = {path.name for path in tmp_path.glob("*_overlay.png")}
+    assert written == {f"a_{end}_overlay.png" for end in ("full_grad_network", "layer_cam_0", "layer_cam_2")}
+    scores.add("a", image, found, target, None)
+    assert [words[:2] for words in scores.means()] == [
+        ["full_grad", "network"],
+        ["layer_cam", "0"],
+        ["layer_cam", "2"],
+        ["random heat", ""],
+    ]
 
 
 @pytest.mark.parametrize(

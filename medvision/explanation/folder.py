@@ -15,7 +15,7 @@ from medvision.data.folder import ENDINGS, STEM, SUFFIX
 from medvision.data.images import Pixels, read_mask, resize_mask
 from medvision.data.source import Source
 from medvision.errors import MedvisionError
-from medvision.explanation.heat import Explanation, Target, explain, row
+from medvision.explanation.heat import Explanation, Target, explain, maps_of, row
 from medvision.explanation.trust import area, deletion_and_insertion, inside, likeness, randomised
 from medvision.figures import Tile, gallery, heated
 from medvision.files import as_csv, replacing
@@ -87,13 +87,14 @@ class ExplanationFolder:
         caption = f"{found.probability[0]:.3f} {choice.name}"  # a name may be long, and is whole in the title
         for method, heat in found.heat.items():
             maps = heat[0].cpu().numpy()
+            of_layers = dict(zip(maps_of(method, self.layers), maps, strict=True))
             self._save(name, f"{method}.npy", maps)
-            for layer, one in zip(self.layers, maps, strict=True):
+            for layer, one in of_layers.items():
                 grey = (255 * cv2.resize(one, size).clip(0, 1)).round().astype(np.uint8)
                 for kind, pixels in (("heat", grey), ("overlay", heated(image, one))):
                     with replacing(self._place(name, f"{method}_{layer}_{kind}.png")) as temporary:
                         Image.fromarray(pixels).save(temporary, "PNG")
-            tiles = row(image, dict(zip(self.layers, maps, strict=True)), caption, np.array(masks, bool))
+            tiles = row(image, of_layers, caption, np.array(masks, bool))
             gallery(self._place(name, f"{method}.png"), tiles, [], f"{name}: {method} of {choice.name}", len(tiles))
 
     def activations(self, name: str, found: Mapping[str, Tensor]) -> None:
@@ -173,7 +174,7 @@ class Scores:
         maps = [
             (method, *both)
             for method, heat in found.heat.items()
-            for both in zip(self.layers, heat[0], other[method][0], strict=True)
+            for both in zip(maps_of(method, self.layers), heat[0], other[method][0], strict=True)
         ]
         noise = torch.rand(2, *seen.shape[-2:], generator=self.draw).to(seen.device)
         for method, layer, heat, of_random in [*maps, (CHANCE, "", noise[0], noise[1])]:

@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medvision.data.images import Pixels
 from medvision.errors import MedvisionError
-from medvision.explanation.maps import as_maps, evaluating, padded_size
+from medvision.explanation.full_grad import full_grad
+from medvision.explanation.maps import as_maps, evaluating, from_0_to_1, padded_size
 from medvision.figures import Tile, heated
 from medvision.models import recording
 from medvision.spec import DataSpec
@@ -47,6 +48,12 @@ def _x_grad(a: Tensor, g: Tensor) -> Tensor:
     return ((g * a / (a.sum(DIMS, keepdim=True) + 1e-7)).sum(DIMS, keepdim=True) * a).sum(1)
 
 
+def _random(a: Tensor, g: Tensor) -> Tensor:
+    """By a weight for each channel that is drawn, the same for all images and each time: what any heat must excel."""
+    weights = torch.rand(a.shape[1], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return (weights.to(a.device)[:, None, None] * a).sum(1)
+
+
 RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": _grad_cam,  # arXiv:1610.02391
     "grad_cam_plus_plus": _plus_plus,  # arXiv:1710.11063
@@ -57,6 +64,7 @@ RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "eigen_cam": lambda a, g: _principal(a),  # arXiv:2008.00299
     "eigen_grad_cam": lambda a, g: _principal(g * a),
     "seg_eigen_cam": lambda a, g: _principal(g.abs() * a),  # doi:10.3390/app15137562
+    "random_cam": _random,
     "finer_cam": _grad_cam,  # arXiv:2501.11309, of `_finer`
     "shapley_cam": _grad_cam,  # arXiv:2501.06261, of `_of_second_order`
 }
@@ -65,7 +73,7 @@ SIMILAR = 3
 """Classes that `finer_cam` tells the one that is explained from."""
 OF_LIBRARY = {"score_cam": "ScoreCAM", "ablation_cam": "AblationCAM", "kpca_cam": "KPCA_CAM", "fem": "FEM"}
 """Methods of pytorch_grad_cam that need a pass, or very many, for each layer."""
-METHODS = [*RULES, *OF_LIBRARY]
+METHODS = [*RULES, "full_grad", *OF_LIBRARY]
 
 
 @dataclass(frozen=True)
@@ -170,13 +178,18 @@ class Explanation:
     Attributes:
         choices: What is explained of each image.
         probability: Of it; NaN where the weights are broken.
-        heat: For each method (N, L, H, W), a map for each layer, in [0, 1] from the least to the greatest heat; 0 all
-            over where there is none, as of NaN.
+        heat: For each method (N, L, H, W), a map for each of `maps_of`, in [0, 1] from the least to the greatest heat;
+            0 all over where there is none, as of NaN.
     """
 
     choices: list[Choice]
     probability: list[float]
     heat: dict[str, Tensor]
+
+
+def maps_of(method: str, layers: Sequence[str]) -> list[str]:
+    """What the maps of a method are of: each layer, or, of `full_grad`, the network as a whole."""
+    return ["network"] if method == "full_grad" else [*layers]
 
 
 def explain(
@@ -191,7 +204,8 @@ def explain(
 
     All layers, and all methods of `RULES`, share one forward and one backward pass, which stops at the first of the
     layers and computes no gradient of a weight; `finer_cam` has a backward pass of its own, `shapley_cam` one for each
-    layer. Frozen networks are explained like others. Modes, gradients and weights are left as they are.
+    layer, `full_grad` a pass of each kind through the whole network. Frozen networks are explained like others. Modes,
+    gradients and weights are left as they are.
 
     Args:
         model: The network, in float32.
@@ -218,6 +232,7 @@ def explain(
             choices = list(choices or target.choose(logits))
             raw = {name: _single(name, answer, len(image)) for name, answer in answers.items()}
             gradient, others = _gradients(methods, raw, logits, choices)
+            full = [full_grad(model, image, partial(_score, choices))] if "full_grad" in methods else []
         with torch.no_grad():
             size = image.shape[-2:]
             maps = partial(_maps_of_layers, raw, size=padded)
@@ -227,10 +242,12 @@ def explain(
                 if method in RULES:
                     pairs = zip(a, of_others.get(method, g), strict=True)
                     of_layers = [scale(RULES[method](*pair), padded, size) for pair in pairs]
+                elif method == "full_grad":
+                    of_layers = full
                 else:
                     whole = _pad(image, padded, "replicate")
                     found = [_by_library(method, model, whole, name, answer, choices) for name, answer in raw.items()]
-                    of_layers = [_from_0_to_1(one[:, : size[0], : size[1]]) for one in found]
+                    of_layers = [from_0_to_1(one[:, : size[0], : size[1]]) for one in found]
                 heat[method] = torch.stack(of_layers, 1)
             values = target.activate(logits.detach())
     probability = [choice.probability(value) for choice, value in zip(choices, values, strict=True)]
@@ -243,7 +260,7 @@ def _gradients(
     """The gradient of the score for what each layer answers, and those of the methods that have another."""
     values, others = [*answers.values()], dict[str, Sequence[Tensor]]()
     finer, second = "finer_cam" in methods, "shapley_cam" in methods
-    score = torch.stack([choice(one) for choice, one in zip(choices, logits, strict=True)]).sum()
+    score = _score(choices, logits)
     found = torch.autograd.grad(score, values, allow_unused=True, retain_graph=finer or second, create_graph=second)
     if silent := [name for name, gradient in zip(answers, found, strict=True) if gradient is None]:
         raise MedvisionError(f"the answer does not depend on what {silent} answer; choose other layers")
@@ -252,6 +269,10 @@ def _gradients(
     if second:
         others["shapley_cam"] = [_of_second_order(*pair) for pair in zip(values, found, strict=True)]
     return found, others
+
+
+def _score(choices: Sequence[Choice], logits: Tensor) -> Tensor:
+    return torch.stack([choice(one) for choice, one in zip(choices, logits, strict=True)]).sum()
 
 
 def _maps_of_layers(layers: Iterable[str], values: Iterable[Tensor], size: Sequence[int]) -> list[Tensor]:
@@ -296,14 +317,9 @@ def _pad(values: Tensor, size: Sequence[int], mode: str) -> Tensor:
 
 def scale(heat: Tensor, whole: Sequence[int], size: Sequence[int]) -> Tensor:
     """Heat (N, h, w) without what is negative, resized to (N, *whole), of which the top left *size is kept; 0 to 1."""
-    heat = _from_0_to_1(heat.clamp(min=0))
+    heat = from_0_to_1(heat.clamp(min=0))
     heat = F.interpolate(heat[:, None], tuple(whole), mode="bilinear", align_corners=False)[:, 0]
-    return _from_0_to_1(heat[:, : size[0], : size[1]])
-
-
-def _from_0_to_1(heat: Tensor) -> Tensor:
-    heat = heat - heat.amin((1, 2), keepdim=True)
-    return heat / (heat.amax((1, 2), keepdim=True) + 1e-7)
+    return from_0_to_1(heat[:, : size[0], : size[1]])
 
 
 def _single(name: str, answer: Any, images: int) -> Tensor:

@@ -48,6 +48,12 @@ def _deviation(shape: Sequence[int], size: Sequence[int]) -> float:
     return max(abs(side - whole * scale) for side, whole in zip(shape, size, strict=True))
 
 
+def from_0_to_1(maps: Tensor) -> Tensor:
+    """Maps (N, h, w), each from its least value to its greatest."""
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / (maps.amax((1, 2), keepdim=True) + 1e-7)
+
+
 def default_layers(model: nn.Module, image: Tensor, count: int = 4) -> list[str]:
     """The last outermost layer at each resolution, the last four: the stages of an encoder, or else of the network.
 
