@@ -137,10 +137,11 @@ def expand(overrides: Sequence[str], params: Mapping[str, Any] | None = None) ->
                 value.exclude.append("_*")  # parts of choices
             if not override.is_sweep_override():
                 choices[key] = [str(override.input_line)]
-            elif override.is_discrete_sweep():
-                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            else:
-                raise MedvisionError(f"{override.input_line}: a sweep needs choices, as 1,2 or range(1,4)")
+                continue
+            found = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
+            choices[key] = [f"{key}={value}" for value in found]
+            if not choices[key]:
+                raise MedvisionError(f"{override.input_line} holds no choice; a sweep needs some, as 1,2 or range(1,4)")
     except HydraException as error:
         raise MedvisionError(str(error)) from error
     return [[*job] for job in itertools.product(*choices.values())]
