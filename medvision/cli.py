@@ -1,6 +1,7 @@
 """The command line: Hydra's words, quick answers, one message for what is refused. Imports no torch."""
 
 import difflib
+import errno
 import itertools
 import logging
 import os
@@ -137,10 +138,11 @@ def expand(overrides: Sequence[str], params: Mapping[str, Any] | None = None) ->
                 value.exclude.append("_*")  # parts of choices
             if not override.is_sweep_override():
                 choices[key] = [str(override.input_line)]
-            elif override.is_discrete_sweep():
-                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            else:
-                raise MedvisionError(f"{override.input_line}: a sweep needs choices, as 1,2 or range(1,4)")
+                continue
+            found = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
+            choices[key] = [f"{key}={value}" for value in found]
+            if not choices[key]:
+                raise MedvisionError(f"{override.input_line} holds no choice; a sweep needs some, as 1,2 or range(1,4)")
     except HydraException as error:
         raise MedvisionError(str(error)) from error
     return [[*job] for job in itertools.product(*choices.values())]
@@ -260,10 +262,14 @@ def _refusals(with_traceback: bool) -> Iterator[None]:
     """Says what was refused in one message and ends with code 1; any other error keeps its traceback."""
     try:
         yield
-    except MedvisionError as error:
-        if with_traceback:
+    except (MedvisionError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if with_traceback or not (full or isinstance(error, MedvisionError)):
             raise
-        print(f"error{f' in process {RANK}' if RANK else ''}: {error}\n({TRACEBACK} shows where)", file=sys.stderr)
+        cure = "; make room where runs and the cache lie, and go on" if full else ""
+        print(
+            f"error{f' in process {RANK}' if RANK else ''}: {error}{cure}\n({TRACEBACK} shows where)", file=sys.stderr
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         if with_traceback:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shlex
 import threading
 import time
@@ -226,8 +227,8 @@ def as_dimension(override: Override) -> Dimension | None:
         low, high, step = numbers[0], numbers[-1], abs(value.step)
     else:
         low, high = value.start, value.end
-    if low > high:
-        raise MedvisionError(f"{typed}: {low} is larger than {high}; expected interval(low,high)")
+    if not -math.inf < low <= high < math.inf:
+        raise MedvisionError(f"{typed}: expected interval(low,high) of finite numbers, the smaller one first")
     if value.tags and (low <= 0 or step not in (None, 1) or (step and isinstance(low, float))):
         raise MedvisionError(f"{typed}: tag(log,...) is of intervals above 0; of ints tag(log,int(interval(1,64)))")
     return Dimension(name, low=low, high=high, step=step, log=bool(value.tags))

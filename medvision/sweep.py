@@ -75,6 +75,12 @@ def start(jobs: list[list[str]], configs: list[DictConfig], typed: list[str]) ->
             raise MedvisionError(
                 f'{word}: a sweep has one {name}; if that is one value, quote it: "{name}={quoted(value)}"'
             )
+    own = [OmegaConf.to_container(config.hydra.sweeper) for config in configs]
+    if other := [n for n, choices in enumerate(own) if choices != own[0]]:
+        raise MedvisionError(
+            f"jobs 0 and {other[0]} come with different choices of their own (hydra.sweeper.params of experiments): "
+            "sweep over each experiment in a folder of its own"
+        )
     if dict(cfg.hydra.sweep.items_ex(resolve=False))["subdir"] != "${hydra.job.num}":
         raise MedvisionError("hydra.sweep.subdir: the folders of the jobs are their numbers; leave it out")
     folder = Path(cfg.hydra.sweep.dir).expanduser().resolve()

@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -235,6 +236,19 @@ def test_warnings_of_what_a_reader_has_to_know(run):
     assert "fewer than 3 seeds (model.block=worse has 1)" in found.warnings[0]
     assert "the test split was looked at again after training (worse1: test_0.4)" in found.warnings[2]
     assert found.warnings[3] == "the runs were made by different code: aaaaaaaaaa, unknown"
+
+
+def test_data_that_has_changed_between_the_runs_is_told(run):
+    def warnings(*runs):
+        found = compare([replace(of, fingerprint=data) for of, data in runs], "test", resamples=200)
+        return [warning for warning in found.warnings if warning.startswith("images, masks or labels have changed")]
+
+    plain, dense = run("plain", 1), run("dense", 2)
+    assert len(warnings((plain, "a"), (dense, "b"))) == 1
+    assert not warnings((plain, "a"), (dense, "a")) and not warnings((plain, "a"), (dense, ""))
+    assert not warnings((plain, "a"), (run("worse", config={"data": {"exclude": ["x"]}}), "b"))
+    (plain.folder / "metrics.json").write_text(json.dumps({"test": plain.stored, "fingerprint": "a"}))
+    assert read(plain.folder).fingerprint == "a"
 
 
 def test_a_grid_has_main_effects_and_interactions(run):

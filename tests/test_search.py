@@ -69,7 +69,9 @@ def test_a_range_holds_what_python_has_in_it(start, length, step):
     [
         (["model=unet"], "nothing is searched for: give at least one value as choice"),
         (["a=interval(x,y)"], r"^a=interval\(x,y\): .*str is incompatible with"),
-        (["a=interval(2,1)"], "2.0 is larger than 1.0"),
+        (["a=interval(2,1)"], r"^a=interval\(2,1\): expected interval\(low,high\) of finite numbers, the smaller one"),
+        (["a=interval(0,inf)"], "of finite numbers"),
+        (["a=interval(nan,1)"], "of finite numbers"),
         (["a=range(5,5)"], "holds no number"),
         (["a=glob(*)"], r"a=glob\(\*\): expected choice"),
         (["a=tag(lgo,interval(1,2))"], "there is no tag lgo"),

@@ -47,7 +47,9 @@ def test_a_glob_finds_choices_and_own_ones_and_no_parts(tmp_path):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("seed=interval(1,2)", "a sweep needs choices, as 1,2"),
+        ("seed=interval(1,2)", r"^seed=interval\(1,2\) holds no choice; a sweep needs some, as 1,2 or range\(1,4\)$"),
+        ("seed=range(4,1)", r"^seed=range\(4,1\) holds no choice"),
+        ("loss=glob(*tverksy)", r"^loss=glob\(\*tverksy\) holds no choice"),
         ("seed=choice(", r"^seed=choice\(: "),
         (
             "hydra.sweep.dir=a=b",
@@ -208,6 +210,12 @@ def test_a_sweep_has_one_folder_and_one_launcher(start, word):
 def test_folders_are_numbers(start):
     with pytest.raises(MedvisionError, match=r"the folders of the jobs are their numbers"):
         start("seed=1,2", "hydra.sweep.subdir=x")
+
+
+def test_experiments_with_choices_of_their_own_are_sweeps_of_their_own(start):
+    with pytest.raises(MedvisionError, match=r"^jobs 0 and 1 come with different choices of their own"):
+        start("experiment=demo,isic2017_pretraining")
+    assert not start.folder.exists()
 
 
 def test_a_misspelled_job_is_refused_before_anything_is_made(tmp_path):

@@ -41,3 +41,12 @@ def test_an_interrupt_is_no_error_of_ours(capsys, interrupting):
     with pytest.raises(SystemExit) as ended, cli._refusals(with_traceback=False):
         interrupting()
     assert ended.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_full_disk_is_told_in_one_message(capsys):
+    with pytest.raises(SystemExit) as ended, cli._refusals(with_traceback=False), open("/dev/full", "w") as full:
+        full.write("more")
+    said = "error: [Errno 28] No space left on device; make room where runs and the cache lie, and go on\n"
+    assert ended.value.code == 1 and capsys.readouterr().err.startswith(said)
+    with pytest.raises(FileNotFoundError), cli._refusals(with_traceback=False):
+        raise FileNotFoundError("no error of ours, which keeps its traceback")

@@ -331,4 +331,13 @@ def _warnings(
         )
     if len(codes := {*(run.code for run in runs)}) > 1:
         result.append(f"the runs were made by different code: {', '.join(sorted(code or 'unknown' for code in codes))}")
+    fingerprints: dict[str, set[str]] = {}
+    for run in runs:
+        asked = [(key, value) for key, value in settings(run.config).items() if key.startswith("data")]
+        fingerprints.setdefault(repr(sorted(asked)), set()).add(run.fingerprint)
+    if any(len(found - {""}) > 1 for found in fingerprints.values()):
+        result.append(
+            "images, masks or labels have changed between the runs: their configs name the same data, but the "
+            "fingerprints in metrics.json differ"
+        )
     return result

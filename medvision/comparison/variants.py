@@ -45,6 +45,7 @@ class Measured:
         again: Names of further evaluations of the split, as far as the folder tells.
         epoch: The epoch that validation chose; None where that is not known.
         code: Commit of the code, and whether it was changed; empty where that is not known.
+        fingerprint: Of the data; empty where that is not known.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Measured:
     again: tuple[str, ...] = ()
     epoch: int | None = None
     code: str = ""
+    fingerprint: str = ""
 
     @property
     def repetition(self) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def read_run(place: RunFolder, config: Config, typed: Sequence[str], split: str)
     git = read_json(place.environment).get("git") if place.environment.exists() else None
     code = f"{git['commit'][:10]}{' and changes' if git['dirty'] else ''}" if git else ""
     stored = read_json(place.metrics)
-    return Measured(place.path, config, typed, rows, groups, stored[split], again, stored.get("epoch"), code)
+    known = (again, stored.get("epoch"), code, stored.get("fingerprint", ""))
+    return Measured(place.path, config, typed, rows, groups, stored[split], *known)
 
 
 def read_results(path: Path, empty: float = EMPTY) -> tuple[Rows, dict[str, str]]:
