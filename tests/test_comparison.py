@@ -145,6 +145,44 @@ def test_lower_is_better_for_brier(run):
     assert compare(runs, "test", resamples=200).metrics == ["auroc"]
 
 
+def precise(false, found=500, empty=0):
+    """Counts (N, 1, 4) of images of which half of the truth is found, after images without truth."""
+    false, found = np.broadcast_arrays(false, found)
+    counts = np.stack([found, false, 1000 - found, 9000 - false], -1)
+    counts[:empty] = [0, 0, 0, 10000]
+    return counts[:, None]
+
+
+def test_who_finds_nothing_in_hard_images_is_compared_on_the_others(run, tmp_path):
+    hard = np.arange(24) >= 16
+    plain = [run("plain", seed, precise(np.where(hard, 4000, 100 + seed))) for seed in (1, 2, 3)]
+    shy = precise(np.where(hard, 0, 200), np.where(hard, 0, 500))  # less precise wherever it finds anything
+    found = compare(
+        [*plain, *(run("dense", seed, shy) for seed in (1, 2, 3))], "test", ["precision_image", "dice"], resamples=500
+    )
+    (precision, dice), (one, other) = found.differences, (v.estimates["precision_image"].value for v in found.variants)
+    assert (one, other) == (pytest.approx(500 / 602, abs=1e-3), 500 / 700)
+    assert precision.verdict == "worse" and precision.images == 16 and precision.value == other - one
+    assert dice.images == 24
+    assert found.warnings == [
+        "precision_image is compared where all runs have a value of an image: where one of truth and prediction is "
+        "empty there is none (model.block=dense has none in 8 of 24), so means may differ from those in metrics.json"
+    ]
+    only_hard = run("worse", 1, precise(np.where(hard, 200, 0), np.where(hard, 500, 0)))
+    with pytest.raises(MedvisionError, match="metric=precision_image: no image has a value in all runs"):
+        compare([run("dense", 4, shy), only_hard], "test", ["precision_image"])
+
+
+def test_finding_nothing_where_nothing_is_lacks_no_value(run):
+    right, alarmed = precise(np.full(24, 100), empty=6), precise(np.full(24, 100), empty=6)
+    alarmed[:6, 0] = [0, 50, 0, 9950]
+    runs = [run(b, 1, of, config={"task": {"empty": None}}) for b, of in (("plain", right), ("dense", alarmed))]
+    runs = [replace(run, stored=run.rows.summary()) for run in runs]
+    found = compare(runs, "test", ["jaccard_image"], resamples=200)
+    values = [v.estimates["jaccard_image"].value for v in found.variants]
+    assert values[1] == pytest.approx(values[0] * 18 / 24) and len(found.warnings) == 1  # false alarms count
+
+
 def test_intervals_end_where_a_metric_does(run):
     lucky = {("plain", 1): 0.3, ("plain", 2): -0.3, ("dense", 1): -0.3, ("dense", 2): 0.3}
     runs = [run(block, seed, masks(seed, gain)) for (block, seed), gain in lucky.items()]

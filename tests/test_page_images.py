@@ -58,6 +58,7 @@ def test_levels_decide_as_probabilities_do():
     rng = np.random.default_rng(1)
     probability = rng.uniform(0, 1, (2, 30, 40)).astype(np.float32)
     probability[0].flat[: len(GRID)] = GRID  # exactly the threshold is above it
+    probability[1].flat[: len(GRID)] = np.nextafter(GRID, np.float32(0))  # and the next less is not
     steps = levels(resized(probability, (30, 40)))
     assert steps.shape == (2, 30, 40) and steps.dtype == np.uint8 and steps.max() <= 200
     for threshold in GRID:

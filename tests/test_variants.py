@@ -201,6 +201,15 @@ def test_what_was_not_typed_is_named_by_the_config(runs):
     assert levels[0] == {"model + optimizer.lr": "UNetPP + 0.1"}  # only together: one factor
 
 
+def test_an_entry_that_older_code_lacked_tells_variants_apart(runs):
+    words = [["model.block=plain", "seed=1"], ["model.block=dense", "seed=1"], ["model.block=plain", "seed=2"]]
+    made = runs(*words, configs=[{}, *[{"task": {"tolerance": 2}}] * 2])
+    members, names, levels = group(made)
+    assert members == [[0], [1], [2]] and levels[0] == {"model.block": "plain", "task.tolerance": "-"}
+    assert names == ["model.block=plain", *(f"model.block={b}, task.tolerance=2" for b in ("dense", "plain"))]
+    assert group(made[::2])[1] == ["task.tolerance=-", "task.tolerance=2"]
+
+
 def test_repetitions_are_seeds_or_folds_that_make_a_whole(fake_run, tmp_path):
     def run(seed, fold, ids):
         config = {"seed": seed, "data": {"fold": fold}}

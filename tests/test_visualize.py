@@ -245,8 +245,8 @@ def test_what_is_no_single_finished_run_is_refused(trained, tmp_path):
 
 def test_curves_are_named_by_what_differs(trained, monkeypatch, tmp_path, capsys):
     drawn = []
+    places = [trained(name).path for name in ("insects", "melanoma")]  # which draws curves too
     monkeypatch.setattr(figures, "curves", lambda path, *arguments: drawn.append((path, *arguments)))
-    places = [trained(name).path for name in ("insects", "melanoma")]
     draw(f"run={places[0]},{places[1]}", "curves=true", "metric=jaccard", "by=step")
     path, histories, metric, by = drawn[0]
     assert path == places[0] / "visualizations" / "curves_insects_melanoma_jaccard_by_step.png"

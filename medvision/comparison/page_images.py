@@ -159,10 +159,10 @@ def resized(probability: Floats32, size: Sequence[int]) -> Floats32:
 def levels(probability: Floats32) -> Pixels:
     """Probabilities in `LEVELS` steps.
 
-    They are rounded down: where a probability is at least a threshold of two digits, so is its step.
+    They are rounded down, as float32: a probability is at least a threshold of two digits where its step is.
     """
-    steps = np.floor(probability.astype(np.float64) * LEVELS + 1e-4)  # 0.29 of 32 bits is a bit less
-    return np.asarray(steps.clip(0, LEVELS), np.uint8)
+    steps = np.linspace(0, 1, LEVELS + 1).astype(np.float32)
+    return np.asarray(np.searchsorted(steps, probability, side="right") - 1, np.uint8)
 
 
 def _seen(

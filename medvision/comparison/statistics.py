@@ -69,6 +69,10 @@ def compare(
     aligned = [[rows.of(ids) for rows in of.values()] for of in seeds]
     _require_same_truth(aligned, names)
     units = _units(runs, ids)
+    every, left_out = aligned, []
+    for metric in metrics:
+        aligned, warnings = _where_all_have_values(aligned, names, metric)
+        left_out += warnings
     drawn = resample(aligned, metrics, units, resamples)
     values = {
         metric: [[float(rows.weighed(metric, np.ones((1, len(ids))))[0]) for rows in of] for of in aligned]
@@ -99,9 +103,9 @@ def compare(
         differences=_differences(aligned, variants, reference, metrics, drawn, units, resamples),
         ranks=ranks,
         effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
-        warnings=_warnings(runs, unfinished, split, seeds, names, units),
+        warnings=_warnings(runs, unfinished, split, seeds, names, units) + left_out,
         ids=ids,
-        each={m: dict(zip(names, [_each(of, each_is[m]) for of in aligned], strict=True)) for m in metrics},
+        each={m: dict(zip(names, [_each(of, each_is[m]) for of in every], strict=True)) for m in metrics},
         each_is=each_is,
     )
 
@@ -172,6 +176,30 @@ def _require_same_truth(aligned: Sequence[Sequence[Rows]], names: Sequence[str])
                     f"the truth of {len(changed)} images, as {rows.ids[changed[0]]}, was another for {names[0]} "
                     f"than for {name}; measure both on the same masks or labels"
                 )
+
+
+def _where_all_have_values(
+    aligned: list[list[Rows]], names: Sequence[str], metric: str
+) -> tuple[list[list[Rows]], list[str]]:
+    """Without the values of images that an error has left without one in some run, and a warning of it.
+
+    Else the means would be of different images: a variant that finds nothing in a hard image has no distance there.
+    """
+    lacking = [[rows.lacking(metric) for rows in of] for of in aligned]
+    somewhere, everywhere = (
+        kind.reduce([each for of in lacking for each in of]) for kind in (np.logical_or, np.logical_and)
+    )
+    lost = [int((np.logical_or.reduce(of) & ~everywhere).any(1).sum()) for of in lacking]
+    if not any(lost):
+        return aligned, []
+    aligned = [[rows.without(metric, somewhere) for rows in of] for of in aligned]
+    if not all(rows.has_value(metric).any() for of in aligned for rows in of):
+        raise MedvisionError(f"metric={metric}: no image has a value in all runs; leave out the metric or a run")
+    shown = "; ".join(f"{name} has none in {number}" for name, number in zip(names, lost, strict=True) if number)
+    return aligned, [
+        f"{metric} is compared where all runs have a value of an image: where one of truth and prediction is empty "
+        f"there is none ({shown} of {len(somewhere)}), so means may differ from those in metrics.json"
+    ]
 
 
 def _units(runs: Sequence[Measured], ids: Sequence[str]) -> NDArray[np.intp]:

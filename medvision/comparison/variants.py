@@ -149,15 +149,23 @@ def differences(configs: Sequence[Any]) -> list[list[str]]:
 def differing(flat: Sequence[Config]) -> dict[str, list[Any]]:
     """The entries in which flat configs differ, and the values of each, `ABSENT` where a config has none.
 
-    A part is named by its class, or by what its class is told to make. An entry that not all have is told where those
-    that have it differ. What another entry of the same name says already, as `data.seed` after `seed`, is left out, and
-    so are the places of this machine.
+    A part is named by its class, or by what its class is told to make. An entry that not all have, as before and after
+    a change of the code, is told where those that have it differ, or where nothing else tells two configs apart. What
+    another entry of the same name says already, as `data.seed` after `seed`, is left out, and so are the places of this
+    machine.
     """
     keys = dict.fromkeys(key for of in flat for key, value in of.items() if "${" not in str(value))
+    columns = {
+        key: [repr(of[key]) if key in of else None for of in flat]
+        for key in sorted(keys, key=lambda key: key.count("."))
+    }
     kept: dict[tuple[str | None, ...], str] = {}
-    for key in sorted(keys, key=lambda key: key.count(".")):
-        column = [repr(of[key]) if key in of else None for of in flat]
+    for key, column in columns.items():
         if len({*column} - {None}) > 1:
+            kept.setdefault((key.rpartition(".")[2], *column), key)
+    told = [tuple(columns[key][n] for key in kept.values()) for n in range(len(flat))]
+    for key, column in columns.items():
+        if len({*zip(told, column, strict=True)}) > len({*told}):
             kept.setdefault((key.rpartition(".")[2], *column), key)
     return {key: [of.get(key, ABSENT) for of in flat] for key in kept.values()}
 
@@ -219,8 +227,8 @@ def factors_of(runs: Sequence[Measured], members: Sequence[Sequence[int]]) -> tu
         above = next((other for other in columns if key.startswith(f"{other}.")), None)
         if above is None or len({*zip(columns[above], column, strict=True)}) > len({*columns[above]}):
             factors.setdefault(tuple(column.index(value) for value in column), []).append(key)
-    names = []
-    for words in (short, flat):  # what was typed is enough where each variant then has a name of its own
+    names, told = [], [{key: column[g] for key, column in columns.items()} for g in range(len(members))]
+    for words in (short, flat, told):  # what was typed is enough where each variant then has a name of its own
         shown = [[f"{key}={of[key]}" for keys in factors.values() for key in keys if key in of] for of in words]
         names = [", ".join(of) for of in shown]
         if all(names) and len({*names}) == len(names):

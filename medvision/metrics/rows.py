@@ -81,6 +81,14 @@ class Rows(ABC):
         """Whether each image (N,) has a share in the metric."""
         return np.ones(len(self.ids), bool)
 
+    def lacking(self, metric: str) -> NDArray[np.bool_]:
+        """Whether an error leaves an image without a value in a class that the metric is of, (N, C)."""
+        return np.zeros((len(self.ids), 1), bool)
+
+    def without(self, metric: str, lacking: NDArray[np.bool_]) -> Self:
+        """Without the values of a mean over images where they are lacking, (N, C) as `lacking`."""
+        return self
+
 
 @dataclass(frozen=True)
 class MaskRows(Rows):
@@ -143,6 +151,19 @@ class MaskRows(Rows):
         """Whether an image has a value in any class."""
         name, _, classes = self._parts(metric)
         return np.asarray(~np.isnan(self._scores[name][:, classes]).all(1))
+
+    def lacking(self, metric: str) -> NDArray[np.bool_]:
+        """Of a mean over images, where there is none though truth and prediction are not both empty."""
+        name, of_images, classes = self._parts(metric)
+        none = np.isnan(self._scores[name]) & (self.counts[..., :3].sum(-1) > 0)
+        return np.asarray(none[:, classes] & of_images)
+
+    def without(self, metric: str, lacking: NDArray[np.bool_]) -> Self:
+        """Without the values of a mean over images where they are lacking, (N, C) as `lacking`."""
+        name, _, classes = self._parts(metric)
+        values = self._scores[name].copy()
+        values[:, classes] = np.where(lacking, np.nan, values[:, classes])
+        return replace(self, also={**self.also, name: values})
 
     def _parts(self, metric: str) -> tuple[str, bool, list[int]]:
         name, _, of = metric.partition("/")
