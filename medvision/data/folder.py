@@ -209,7 +209,8 @@ class Folder(ClassFolders):
 def _typed(names: Sequence[str]) -> str:
     """The overrides for these classes, as a shell and Hydra read them."""
     classes = f"data.spec.classes=[{','.join(names)}]"
-    if not all(re.fullmatch(r"[\w-]+", name, re.ASCII) for name in names):
+    plain = re.compile(r"(?!(?:true|false|null)$)[a-z_][\w-]*|\d", re.ASCII | re.IGNORECASE)  # stays what it is
+    if not all(map(plain.fullmatch, names)):
         words = ",".join("'" + name.replace("'", "\\'") + "'" for name in names)
         classes = shlex.quote(f"data.spec.classes=[{words}]")
     return f"{classes} data.spec.num_outputs={len(names)}"

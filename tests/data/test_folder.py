@@ -201,7 +201,9 @@ def test_other_class_folders_are_named_with_the_overrides(
     assert len(everything(data)) == 12 and data.presence.sum(0).tolist() == [4, 4, 4]
 
 
-@pytest.mark.parametrize("names", [["0", "1", "2"], ["a, b; c", "ant's [x]", "größer"]], ids=str)
+@pytest.mark.parametrize(
+    "names", [["0", "1", "2"], ["a, b; c", "ant's [x]", "größer"], ["1e3", "null", "true"]], ids=str
+)
 def test_overrides_for_any_class_folders_can_be_typed(
     dataset: Callable[..., Any], fake_folder_labels: Fake, tmp_path: Path, names: list[str]
 ) -> None:
