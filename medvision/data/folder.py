@@ -59,7 +59,8 @@ class Folder(ClassFolders):
 
     - A table with a header, named by `table`: columns `image`, and `mask` (or one mask column for each class) or
       `label` (a class's name; or for each class a column of its name, of 0 and 1), and perhaps `split` (train, val,
-      test) and `group` (what must stay in one split, as a patient). Files are named relative to the root.
+      test) and `group` (what must stay in one split, as a patient). Files are named relative to the root, perhaps
+      without ending.
     - `images/` and `masks/` with equal names, masks perhaps with `_mask` or `_segmentation` behind; for several
       classes `masks/<class>/`. `train/images/` and so on make splits.
     - A folder for each class, perhaps below `train/`, `val/`, `test/`.
@@ -92,7 +93,10 @@ class Folder(ClassFolders):
             )
         members = Source(self.root).members()
         if self.table is not None:
-            return self._tabled({m.name: m for m in members}, self.root / self.table)
+            files = {m.name: m for m in members}
+            bare = Counter(map(_without_ending, files))
+            files |= {stem: m for m in files.values() if bare[stem := _without_ending(m.name)] == 1}
+            return self._tabled(files, self.root / self.table)
         return _told_apart(self.class_folders(members) if self.spec.target == "label" else self._masked(members))
 
     def _masked(self, members: Iterable[Member]) -> Splits:
@@ -138,7 +142,7 @@ class Folder(ClassFolders):
         return splits
 
     def _tabled(self, members: Mapping[str, Member], path: Path) -> Splits:
-        """Reads a table of images."""
+        """Reads a table of images; `members` has them by name, with ending and without."""
         header, *rows = read_table(path) or [[]]
         columns = {name.lower(): k for k, name in enumerate(header)}
         masked = self.spec.target == "mask"
@@ -169,10 +173,9 @@ class Folder(ClassFolders):
                 continue
             labels = () if masked else self._labels({name: cell[name] for name in target}, f"{path}, row {number}")
             files_of = tuple((members[cell[name]],) if cell[name] else () for name in target) if masked else ()
-            i = cell["image"].rpartition(".")[0] or cell["image"]
-            splits.setdefault(split, []).append(
-                Sample(i, members[cell["image"]], files_of, labels, cell.get("group") or None)
-            )
+            image = members[cell["image"]]
+            i = image.name.rpartition(".")[0] or image.name
+            splits.setdefault(split, []).append(Sample(i, image, files_of, labels, cell.get("group") or None))
         if absent:
             self.problem("warning", "rows without files", absent, f"{path.name} names them; they are left out")
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}
@@ -204,6 +207,10 @@ class Folder(ClassFolders):
         if unknown := [name for name, flag in flags.items() if flag is None]:
             raise MedvisionError(f"{where}: {unknown[0]} {cells[unknown[0]]!r}; expected 0 or 1")
         return tuple(k for k, flag in enumerate(flags.values()) if flag)
+
+
+def _without_ending(name: str) -> str:
+    return re.sub(ENDINGS, "", name, flags=re.IGNORECASE)
 
 
 def _typed(names: Sequence[str]) -> str:

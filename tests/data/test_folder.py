@@ -367,6 +367,18 @@ def test_one_mask_column_is_not_enough_for_two_classes(
         _ = dataset("folder", root, TWO, table=name).splits
 
 
+def test_names_in_a_table_may_have_no_ending(dataset: Callable[..., Any], fake_folder: Fake, tmp_path: Path) -> None:
+    root = fake_folder(tmp_path / "mine")
+    rename(root, "images/case01.png", "images/case.1.PNG")
+    shutil.copy(root / "images/case02.png", root / "images/case02.jpg")  # which of them is meant?
+    shutil.copy(root / "images/case03.png", root / "images/case03.jpg")
+    names = {1: "case.1", 3: "case03.png"}
+    name = table(root, "image,label", lambda n: f"images/{names.get(n, f'case{n:02d}')},{'ab'[n % 2]}")
+    data = dataset("folder_labels", root, table=name)
+    assert everything(data) == sorted(f"images/case{'.1' if n == 1 else f'{n:02d}'}" for n in range(12) if n != 2)
+    assert data.problems[0].items == ("images/case02",)
+
+
 def test_an_empty_and_a_missing_table_are_named(dataset: Callable[..., Any], fake_folder: Fake, tmp_path: Path) -> None:
     root = fake_folder(tmp_path / "mine")
     (root / "table.csv").write_text("")
