@@ -22,7 +22,10 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 
 
 class ClassFolders(ImageDataModule):
-    """Images in a folder for each class, these in a folder for each split or not: `train/ants/1.jpg`, `ants/1.jpg`."""
+    """Images in a folder for each class, these in a folder for each split or not: `train/ants/1.jpg`, `ants/1.jpg`.
+
+    A binary data set has two folders, its class and what is not.
+    """
 
     def class_folders(self, members: Iterable[Member]) -> dict[str, list[Sample]]:
         """Labels each image by its folder.
@@ -40,15 +43,18 @@ class ClassFolders(ImageDataModule):
                 stray.append(member)
                 continue
             folders.add(match[1])
-            if match[1] in self.spec.classes:
-                split = SPLITS.get("".join(member.name.split("/")[-3:-2]).lower(), "train")
-                sample = Sample(f"{match[1]}/{match[2]}", member, labels=(self.spec.classes.index(match[1]),))
-                splits.setdefault(split, []).append(sample)
-        if folders != set(self.spec.classes):
+            split = SPLITS.get("".join(member.name.split("/")[-3:-2]).lower(), "train")
+            labels = tuple(k for k, name in enumerate(self.spec.classes) if name == match[1])
+            splits.setdefault(split, []).append(Sample(f"{match[1]}/{match[2]}", member, labels=labels))
+        binary = self.spec.kind == "binary"
+        if not folders >= {*self.spec.classes} or len(folders) != (2 if binary else len(self.spec.classes)):
             names = sorted(folders)
+            one = f"; if one is the absence of the other: {_typed(names[1:])} data.spec.kind=binary"
             raise MedvisionError(
                 f"{self.spec.name}: folders with images are {names}, data.spec.classes is {list(self.spec.classes)}; "
                 f"if the folders are the classes: {_typed(names)}"
+                + (" data.spec.kind=multiclass" if binary else "")
+                + (one if len(names) == 2 else "")
             )
         self.stray(stray)
         return {name: splits[name] for name in ("train", "val", "test") if name in splits}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from medvision import cli
 from medvision.errors import MedvisionError
@@ -214,6 +215,27 @@ def test_overrides_for_any_class_folders_can_be_typed(
     spec = cli.compose("train", ["data=folder_labels", *typed]).data.spec
     data = dataset("folder_labels", root, {"classes": [*spec.classes], "num_outputs": spec.num_outputs})
     assert data.spec.classes == tuple(names) and data.presence.sum(0).tolist() == [4, 4, 4]
+
+
+def test_two_folders_are_a_class_and_its_absence(
+    dataset: Callable[..., Any], fake_folder_labels: Fake, tmp_path: Path
+) -> None:
+    root = fake_folder_labels(tmp_path / "mine", classes=["benign", "malignant"])
+    with pytest.raises(MedvisionError, match="folders with images") as caught:
+        _ = dataset("folder_labels", root).splits
+    typed = shlex.split(str(caught.value).partition("if one is the absence of the other: ")[2])
+    facts = OmegaConf.to_container(cli.compose("train", ["data=folder_labels", *typed]).data.spec)
+    known = {name: facts[name] for name in ("classes", "num_outputs", "kind")}
+    assert known == {"classes": ["malignant"], "num_outputs": 1, "kind": "binary"}
+    data = dataset("folder_labels", root, known)
+    assert {s.id[0]: s.labels for s in data.samples} == {"b": (), "m": (0,)} and len(data.samples) == 12
+    (root / "benign").rename(root / "elsewhere")
+    assert dataset("folder_labels", root, known).positive_weights() == pytest.approx([1])
+    fake_folder_labels(root, classes=["benign"])
+    with pytest.raises(
+        MedvisionError, match=r"classes=\[benign,elsewhere,malignant\] .*=3 data\.spec\.kind=multiclass$"
+    ):
+        _ = dataset("folder_labels", root, known).splits
 
 
 def test_weights_of_exclusive_classes(dataset: Callable[..., Any], fake_folder_labels: Fake, tmp_path: Path) -> None:
