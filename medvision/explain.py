@@ -1,6 +1,7 @@
 """`python -m medvision.explain run=<folder> input=<images>`: where in an image a run finds what it answers."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,7 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
         try:
             image = read_image(member, spec.in_channels)
             mask = None if masks is None else masks.of(name, spec.image_size)
-            point = None if cfg.point is None else (cfg.point[0] / image.shape[0], cfg.point[1] / image.shape[1])
-            target = replace(wanted, point=point)
+            target = wanted if cfg.point is None else replace(wanted, point=_shares(cfg.point, image.shape))
         except MedvisionError as error:
             broken[name] = str(error)
             continue
@@ -106,6 +106,16 @@ def _words(value: Any) -> list[str]:
 
 def _is_pixel(value: Any) -> bool:
     return isinstance(value, ListConfig) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
+
+
+def _shares(point: Sequence[float], shape: Sequence[int]) -> tuple[float, float]:
+    """Row and column of a pixel as shares of an image's height and width."""
+    if not (0 <= point[0] < shape[0] and 0 <= point[1] < shape[1]):
+        raise MedvisionError(
+            f"point={list(point)} lies outside of the image, which has rows 0 to {shape[0] - 1} and columns 0 to "
+            f"{shape[1] - 1}"
+        )
+    return point[0] / shape[0], point[1] / shape[1]
 
 
 def _images(cfg: DictConfig, run: "Run", output: Path) -> "dict[str, tuple[Member, int]]":
