@@ -65,7 +65,9 @@ def start(cfg: DictConfig, _: Path, __: list[str]) -> None:
     of_data = cfg.score and masks is None and cfg.input is None and spec.target == "mask"
     truth = run.data.dataset(cfg.split, full=True) if of_data else None
     explainer = Explainer(run.predicting(), 4 if cfg.layers is None else _words(cfg.layers))
-    wanted = explainer.target(str(cfg.target))
+    wanted = explainer.target(
+        str(cfg.target), None if cfg.point is None else (0, 0)
+    )  # where it is depends on the image
     if cfg.layers is None:
         log.info("layers: %s (layers=list names them all)", ", ".join(explainer.layers))
     folder = ExplanationFolder(writable_folder(output, "output=<folder>"), explainer.layers)

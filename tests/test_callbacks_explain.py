@@ -83,7 +83,7 @@ def test_training_is_the_same_bit_for_bit(fit, masks):
 
 
 def test_files_and_loggers_at_chosen_epochs(fit):
-    folder, _ = fit("run", Explanations(images=2, epochs=[1, 3], layers=["model.encoder.layer1"]), logger=True)
+    folder, _ = fit("run", Explanations(images=2, epochs=[1, 3], layers=["model.encoder.layer1"] * 2), logger=True)
     files = sorted((folder / "explanations").iterdir())
     assert [file.name for file in files] == ["epoch_0001.png", "epoch_0003.png"]
     sheets = [np.asarray(Image.open(file)) for file in files]
@@ -93,6 +93,26 @@ def test_files_and_loggers_at_chosen_epochs(fit):
     shown = events.Images("explanations")
     assert len({event.step for event in shown}) >= 2
     assert (shown[0].height, shown[0].width) == sheets[0].shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": ["model.encoder.layer9"]}, r"no layer 'model\.encoder\.layer9': did you mean"),
+        ({"layers": ["model.head"]}, r"layer model\.head answers 2 for an image of 32x32: no map"),
+        ({"target": "wasps"}, "target=wasps: expected one of predicted, ants, bees"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_before_the_first_step(options, words, fit):
+    steps = []
+
+    class Note(pl.Callback):
+        def on_train_batch_start(self, *_):
+            steps.append(1)
+
+    with pytest.raises(MedvisionError, match=words):
+        fit("run", Explanations(**options), Note())
+    assert not steps
 
 
 def test_every_second_epoch(fit):

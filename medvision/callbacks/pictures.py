@@ -147,8 +147,17 @@ class Explanations(_FirstImages):
         if method not in RULES:
             raise MedvisionError(f"callbacks.explain.method={method}: expected one of {', '.join(RULES)}")
         super().__init__(images)
-        self.epochs, self.layers = epochs, layers
+        self.epochs, self.layers = epochs, [*dict.fromkeys(layers or [])]
         self.method, self.target = method, target
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses what cannot be explained before an epoch is spent on it."""
+        if trainer.is_global_zero:
+            data = _data(trainer)
+            shape, draw = (1, data.spec.in_channels, *data.spec.image_size), torch.Generator().manual_seed(0)
+            with isolate_rng():
+                self._explain(data, cast(Task, pl_module), torch.randn(shape, generator=draw), ["noise"])
+            self._rows = []
 
     def _look(self, trainer: pl.Trainer, task: Task, batch: Any, outputs: Any, most: int) -> None:
         """Explains images while the weights are those of validation."""
@@ -170,7 +179,7 @@ class Explanations(_FirstImages):
 
     def _explain(self, data: ImageDataModule, task: Task, batch: torch.Tensor, names: Sequence[str]) -> None:
         with torch.inference_mode(False):
-            images = batch.detach().clone().to(next(task.model.parameters()).dtype)
+            images = batch.detach().clone().to(next(task.model.parameters()))
             self.layers = self.layers or default_layers(task.model, images[:1])
             target = Target(data.spec, task.activate, self.target)
             for image, name in zip(images, names, strict=False):  # one at a time: little memory beside the training's

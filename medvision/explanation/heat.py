@@ -129,7 +129,7 @@ class Target:
             known = ["predicted", *(["positive"] if single else []), *classes]
             raise MedvisionError(f"target={self.word}: expected one of {', '.join(known)}")
         if self.point is not None and self.spec.target == "label":
-            raise MedvisionError(f"point={list(self.point)} is of masks; {self.spec.name} has labels: leave it out")
+            raise MedvisionError(f"a point is of masks; {self.spec.name} has labels: leave it out")
         if self.point is not None and not all(0 <= share < 1 for share in self.point):
             raise MedvisionError(f"the point at {list(self.point)} of height and width lies outside of the image")
 

@@ -151,7 +151,7 @@ class Explainer:
         if isinstance(layers, int):
             shape, draw = (1, self.spec.in_channels, *self.spec.image_size), torch.Generator().manual_seed(0)
             layers = default_layers(self.network, torch.randn(shape, generator=draw).to(model.device), layers)
-        self.layers = list(layers)
+        self.layers = [*dict.fromkeys(layers)]
 
     def see(self, image: Pixels) -> Tensor:
         """What the network is given of an image uint8 (H, W, 1 or 3): (1, C, h, w), normalised."""
