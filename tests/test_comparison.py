@@ -183,6 +183,20 @@ def test_finding_nothing_where_nothing_is_lacks_no_value(run):
     assert values[1] == pytest.approx(values[0] * 18 / 24) and len(found.warnings) == 1  # false alarms count
 
 
+def test_what_cannot_be_shown_is_said(run):
+    groups = [f"sequence {n % 5}" for n in range(24)]
+    runs = [run(block, groups=groups) for block in ("plain", "dense")]
+    found = compare(runs, "test", resamples=500)
+    assert found.differences[0].permutation == 2 / 2**5 and found.differences[0].verdict == "not shown"
+    assert found.warnings[-1].startswith(
+        "no difference can be shown, whatever it is: with 5 groups of images and 500 resamples p is at least 0.062, "
+        "and by Holm over 1 not below 0.05"
+    )
+    runs = [run(block, 2) for block in EFFECTS]
+    for resamples, said in ((120, False), (119, True)):  # 3 tests of 2 / 121
+        assert ("no difference can be" in compare(runs, "test", resamples=resamples).warnings[-1]) is said
+
+
 def test_rankings_over_folds_are_warned_of(run):
     ids = [f"i{n:02d}" for n in range(24)]
     halves = [np.linspace(0, 0.4, 12)[:, None], np.linspace(0.6, 1, 12)[:, None]]  # of another scale each

@@ -104,7 +104,7 @@ def compare(
         differences=_differences(aligned, variants, reference, metrics, drawn, units, resamples),
         ranks=ranks,
         effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
-        warnings=_warnings(runs, unfinished, split, seeds, names, units)
+        warnings=_warnings(runs, unfinished, split, seeds, names, units, len(metrics) * (len(names) - 1), resamples)
         + left_out
         + _ranked_across_folds(repeated, names, metrics),
         ids=ids,
@@ -350,6 +350,8 @@ def _warnings(
     seeds: Sequence[Mapping[str, Rows]],
     names: Sequence[str],
     units: NDArray[np.intp],
+    tests: int,
+    resamples: int,
 ) -> list[str]:
     """What a reader has to know to judge the numbers."""
     result = []
@@ -368,9 +370,15 @@ def _warnings(
         result.append("the variants were not repeated with the same seeds")
     if split == "val":
         result.append("the numbers are of the validation split, which also chose epochs and thresholds: they flatter")
-    if (number := int(units.max()) + 1) < FEW_UNITS:
-        kind = "groups of images" if number < len(units) else "images"
+    number = int(units.max()) + 1
+    kind = "groups of images" if number < len(units) else "images"
+    if number < FEW_UNITS:
         result.append(f"too few {kind} for intervals and tests to be trusted: {number}")
+    if (least := max(2.0 ** (1 - number), 2 / (1 + resamples))) * tests >= ALPHA:  # of permutations, of the bootstrap
+        result.append(
+            f"no difference can be shown, whatever it is: with {number} {kind} and {resamples} resamples p is at least "
+            f"{least:.2g}, and by Holm over {tests} not below {ALPHA}; measure more, as all folds, or compare less"
+        )
     if split == "test" and (again := {run.folder.name: run.again for run in runs if run.again}):
         shown = "; ".join(f"{name}: {', '.join(of)}" for name, of in again.items())
         result.append(
