@@ -183,6 +183,41 @@ def test_finding_nothing_where_nothing_is_lacks_no_value(run):
     assert values[1] == pytest.approx(values[0] * 18 / 24) and len(found.warnings) == 1  # false alarms count
 
 
+def test_what_cannot_be_shown_is_said(run):
+    groups = [f"sequence {n % 5}" for n in range(24)]
+    runs = [run(block, groups=groups) for block in ("plain", "dense")]
+    found = compare(runs, "test", resamples=500)
+    assert found.differences[0].permutation == 2 / 2**5 and found.differences[0].verdict == "not shown"
+    assert found.warnings[-1].startswith(
+        "no difference can be shown, whatever it is: with 5 groups of images and 500 resamples p is at least 0.062, "
+        "and by Holm over 1 not below 0.05"
+    )
+    runs = [run(block, 2) for block in EFFECTS]
+    for resamples, said in ((120, False), (119, True)):  # 3 tests of 2 / 121
+        assert ("no difference can be" in compare(runs, "test", resamples=resamples).warnings[-1]) is said
+
+
+def test_rankings_over_folds_are_warned_of(run):
+    ids = [f"i{n:02d}" for n in range(24)]
+    halves = [np.linspace(0, 0.4, 12)[:, None], np.linspace(0.6, 1, 12)[:, None]]  # of another scale each
+    runs = [
+        run(
+            b, 1, half.astype(np.float32), name=f"{b}{fold}", config={"data": {"fold": fold}}, ids=ids[12 * fold :][:12]
+        )
+        for b in ("plain", "dense")
+        for fold, half in enumerate(halves)
+    ]
+    found = compare(runs, "test", ["auroc", "brier"], resamples=100)
+    within = runs[0].stored["auroc"]
+    assert found.variants[0].estimates["auroc"].value != pytest.approx(within, abs=0.01)
+    assert [line for line in found.warnings if "ranks images of all folds" in line] == [
+        "auroc ranks images of all folds together, each by the network of its fold: where their probabilities differ "
+        f"in scale, it is less than within folds (whose means are: model.block=plain {within:.4f}; model.block=dense "
+        f"{within:.4f})"
+    ]
+    assert not any("ranks" in line for line in compare(runs[::2], "test", ["auroc"], resamples=100).warnings)
+
+
 def test_intervals_end_where_a_metric_does(run):
     lucky = {("plain", 1): 0.3, ("plain", 2): -0.3, ("dense", 1): -0.3, ("dense", 2): 0.3}
     runs = [run(block, seed, masks(seed, gain)) for (block, seed), gain in lucky.items()]

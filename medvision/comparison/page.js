@@ -298,7 +298,9 @@ function browse() {
       const values = head.slice(1).map((word) => shown(found[word], word.length > 2 ? 4 : 0));
       return element("tr", {}, ...[name, ...values].map((text) => element("td", {}, text)));
     });
-    const title = `${pictures.classes[state.k]}: of all ${pictures.every.truth.length} images, at ${at("at").textContent}`;
+    const folds = pictures.every.runs.some((of) => new Set(of[state.s]).size > 1); // with a threshold each
+    const cut = folds && state.threshold === null ? "what each fold has stored" : at("at").textContent;
+    const title = `${pictures.classes[state.k]}: of all ${pictures.every.truth.length} images, at ${cut}`;
     const table = element("table", {}, element("caption", {}, title));
     table.append(element("thead", {}, element("tr", {}, ...head.map((word) => element("th", { scope: "col" }, word)))));
     table.append(element("tbody", {}, ...rows));

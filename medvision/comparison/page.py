@@ -16,6 +16,11 @@ from medvision.comparison.variants import word
 from medvision.logger import Row
 
 PARTS = Path(__file__).parent
+BOOTSTRAP = (
+    "Intervals are of a hierarchical bootstrap: images, or groups of them, are drawn with replacement, the same for "
+    "all variants; of the seeds, too few to draw from, the error of their mean is drawn from Student's t (Welch). With "
+    "one seed there is no such error."
+)
 SHORT = 20  # letters that stay in one line
 
 
@@ -117,13 +122,15 @@ def _of_metric(found: Comparison, metric: str, of: Sequence[Table]) -> str:
     parts.append(page_figures.seeds(found, metric))
     if found.differences:
         parts.append("<h3>Differences to the baseline</h3>")
-        parts.append(f"<p>With 95 % intervals; dark where a difference to {escape(found.baseline)} is shown.</p>")
+        parts.append(
+            f"<p>With 95 % intervals; dark where a difference to {escape(found.baseline)} is shown. {BOOTSTRAP}</p>"
+        )
         parts.append(page_figures.forest(found, metric))
     parts += [_table(table) for table in others]
     if found.effects:
         parts.append("<p>Intervals of effects are not adjusted for their number.</p>")
     if len(found.variants) > 1 and (drawn := page_figures.ranks(found, metric)):
-        parts += ["<h3>Rank stability</h3><p>The probability of each rank when seeds and images are drawn anew.</p>"]
+        parts += ["<h3>Rank stability</h3><p>The probability of each rank in that bootstrap.</p>"]
         parts.append(drawn)
     return f"{''.join(parts)}</section>"
 

@@ -15,6 +15,7 @@ from medvision.comparison.found import Comparison, Difference, Effect, Estimate,
 from medvision.comparison.variants import Measured, differing, factors_of, grouped, repetitions, settings, together
 from medvision.errors import MedvisionError
 from medvision.metrics import (
+    OF_RANKS,
     MaskRows,
     Resampled,
     Rows,
@@ -103,7 +104,9 @@ def compare(
         differences=_differences(aligned, variants, reference, metrics, drawn, units, resamples),
         ranks=ranks,
         effects=[e for m in metrics for e in _effects(m, levels, reference, means[m], drawn[m])],
-        warnings=_warnings(runs, unfinished, split, seeds, names, units) + left_out,
+        warnings=_warnings(runs, unfinished, split, seeds, names, units, len(metrics) * (len(names) - 1), resamples)
+        + left_out
+        + _ranked_across_folds(repeated, names, metrics),
         ids=ids,
         each={m: dict(zip(names, [_each(of, each_is[m]) for of in every], strict=True)) for m in metrics},
         each_is=each_is,
@@ -200,6 +203,23 @@ def _where_all_have_values(
         f"{metric} is compared where all runs have a value of an image: where one of truth and prediction is empty "
         f"there is none ({shown} of {len(somewhere)}), so means may differ from those in metrics.json"
     ]
+
+
+def _ranked_across_folds(
+    repeated: Sequence[Mapping[str, Sequence[Measured]]], names: Sequence[str], metrics: Sequence[str]
+) -> list[str]:
+    """A warning of each metric that ranks images of several folds, which networks of different scale answered."""
+    if all(len(folds) == 1 for of in repeated for folds in of.values()):
+        return []
+    result = []
+    for metric in (metric for metric in metrics if metric.partition("/")[0] in OF_RANKS):
+        means = [np.mean([run.stored[metric] for folds in of.values() for run in folds]) for of in repeated]
+        shown = "; ".join(f"{name} {mean:.4f}" for name, mean in zip(names, means, strict=True))
+        result.append(
+            f"{metric} ranks images of all folds together, each by the network of its fold: where their probabilities "
+            f"differ in scale, it is less than within folds (whose means are: {shown})"
+        )
+    return result
 
 
 def _units(runs: Sequence[Measured], ids: Sequence[str]) -> NDArray[np.intp]:
@@ -330,6 +350,8 @@ def _warnings(
     seeds: Sequence[Mapping[str, Rows]],
     names: Sequence[str],
     units: NDArray[np.intp],
+    tests: int,
+    resamples: int,
 ) -> list[str]:
     """What a reader has to know to judge the numbers."""
     result = []
@@ -348,9 +370,15 @@ def _warnings(
         result.append("the variants were not repeated with the same seeds")
     if split == "val":
         result.append("the numbers are of the validation split, which also chose epochs and thresholds: they flatter")
-    if (number := int(units.max()) + 1) < FEW_UNITS:
-        kind = "groups of images" if number < len(units) else "images"
+    number = int(units.max()) + 1
+    kind = "groups of images" if number < len(units) else "images"
+    if number < FEW_UNITS:
         result.append(f"too few {kind} for intervals and tests to be trusted: {number}")
+    if (least := max(2.0 ** (1 - number), 2 / (1 + resamples))) * tests >= ALPHA:  # of permutations, of the bootstrap
+        result.append(
+            f"no difference can be shown, whatever it is: with {number} {kind} and {resamples} resamples p is at least "
+            f"{least:.2g}, and by Holm over {tests} not below {ALPHA}; measure more, as all folds, or compare less"
+        )
     if split == "test" and (again := {run.folder.name: run.again for run in runs if run.again}):
         shown = "; ".join(f"{name}: {', '.join(of)}" for name, of in again.items())
         result.append(

@@ -8,6 +8,9 @@ from medvision.files import as_csv
 from medvision.metrics import lower_is_better
 
 INTERVAL = r"95\,\% interval"
+BOOTSTRAP = (
+    "hierarchical bootstrap: images drawn with replacement, the error of few seeds' mean from Student's t (Welch)"
+)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def latex(found: Comparison) -> str:
     baseline = " ".join(found.baseline.split())
     notes = [
         f"{found.data}, {found.split}: {found.images} images; seeds: {shown}; differences to {baseline}",
-        "intervals and p_b: hierarchical bootstrap of seeds and images; p_p: paired permutation of images; p by Holm;",
-        "r: matched-pairs rank-biserial correlation",
+        f"intervals and p_b: {BOOTSTRAP};",
+        "p_p: paired permutation of images; p by Holm; r: matched-pairs rank-biserial correlation",
     ]
     heads = [*map(escaped, factors), r"mean $\pm$ std", INTERVAL, "difference", INTERVAL, "$p_b$", "$p_p$", "$r$"]
     return _tabular(notes, "l" * len(factors) + "rlrlrrr", heads, blocks)
@@ -123,7 +126,7 @@ def latex_of_effects(found: Comparison) -> str:
         cells = [f"${e.value:+.{digits}f}$", _tex_interval(e.low, e.high, digits, "+")]
         blocks.setdefault(e.metric, []).append([*map(escaped, _words(e)), *cells])
     return _tabular(
-        ["intervals: hierarchical bootstrap of seeds and images, not adjusted for their number"],
+        [f"intervals, not adjusted for their number: {BOOTSTRAP}"],
         "lllrl",
         ["factor", "level", "against", "effect", INTERVAL],
         blocks,

@@ -5,6 +5,7 @@ from medvision.metrics.challenge import OF_LABELS, OF_MASKS, unetpp_iou
 from medvision.metrics.intervals import Bootstrap, interval, summarise_intervals
 from medvision.metrics.labels import (
     NAMES,
+    OF_RANKS,
     YOUDEN,
     Ranking,
     best_decision,
@@ -43,6 +44,7 @@ __all__ = [
     "NAMES",
     "OF_LABELS",
     "OF_MASKS",
+    "OF_RANKS",
     "YOUDEN",
     "Bootstrap",
     "LabelRows",

@@ -35,6 +35,8 @@ NAMES = (
     "brier",
     "ece",
 )
+OF_RANKS = ("auroc", "average_precision", "sensitivity_at_95_specificity", "specificity_at_95_sensitivity")
+"""Those of the order of probabilities alone."""
 LEAST = 0.95
 """Of the specificity at which sensitivity is told, and the reverse."""
 BINS = 15
