@@ -394,7 +394,7 @@ def _check_challenge(spec: DataSpec) -> None:
     if spec.challenge not in known:
         raise MedvisionError(f"data.spec.challenge is {spec.challenge}; expected null or one of {', '.join(known)}")
     if spec.target == "mask":
-        OF_MASKS[spec.challenge](np.zeros((1, len(spec.classes), len(COUNTS))), spec.classes)
+        OF_MASKS[spec.challenge](np.ones((1, len(spec.classes), len(COUNTS))), spec.classes)
 
 
 def _blank(spec: DataSpec) -> tuple[torch.Tensor, torch.Tensor]:
