@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.utils import instantiate
@@ -215,9 +216,27 @@ def test_ray_ends_its_jobs_when_asked_to(cluster, jobs, tmp_path):
     assert (made[0].folder / "ended").exists()
 
 
-def test_ray_refuses_more_gpus_than_the_cluster_has(cluster, jobs):
-    with pytest.raises(MedvisionError, match=r"job 0 \(seed=0\) needs 3 GPUs, the cluster has 2"):
-        Ray().launch(jobs(1, gpus=3), Watch())
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "needs"),
+    [(Ray(), 3, "1 CPUs and 3 GPUs"), (Ray(), 2, "1 CPUs and 2 GPUs"), (Ray(cpus=4), 0, "4 CPUs and 0 GPUs")],
+)
+def test_ray_refuses_what_no_node_has(cluster, jobs, launcher, gpus, needs):
+    watch = Watch()
+    watch.stop.set()  # not to wait for ever
+    have = "3 CPUs and 1 GPUs; 3 CPUs and 1 GPUs"
+    with pytest.raises(
+        MedvisionError, match=rf"job 0 \(seed=0\) needs {needs} of one machine; .* have {have}: ask for"
+    ):
+        launcher.launch(jobs(1, gpus=gpus), watch)
+
+
+def test_a_cluster_that_is_not_there_is_named(jobs, monkeypatch):
+    def init(**_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(MedvisionError, match=r"^launcher.address=auto: Could not find any running Ray instance\.$"):
+        Ray("auto").launch(jobs(1), Watch())
 
 
 def test_what_is_cancelled_is_not_asked_for_its_result(jobs):
