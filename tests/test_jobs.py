@@ -143,4 +143,6 @@ def test_processors_are_shared(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert [share_of_cpus(n)["OMP_NUM_THREADS"] for n in (1, 2, 4, 9)] == ["6", "3", "1", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert threads(4) == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
+    assert threads(4) == dict.fromkeys(jobs.THREADS, "2")  # torch obeys that of MKL before that of OpenMP
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    assert threads(4) == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}

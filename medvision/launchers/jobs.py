@@ -73,7 +73,8 @@ def share_of_cpus(processes: int) -> dict[str, str]:
 
 def threads(count: int) -> dict[str, str]:
     """The environment of a job with so many threads, or with fewer where the environment here says so."""
-    wished = {name: os.environ.get(name, "") for name in THREADS}
+    every = os.environ.get("OMP_NUM_THREADS", "")  # is that of the others as well where they have none of their own
+    wished = {name: os.environ.get(name) or every for name in THREADS}
     return {name: str(min(count, int(wish)) if wish.isdigit() else count) for name, wish in wished.items()}
 
 
