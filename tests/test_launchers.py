@@ -1,6 +1,7 @@
 """How launchers run jobs: how many at once, on what, what is told; Ray on a cluster of two nodes."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -237,6 +238,20 @@ def test_a_cluster_that_is_not_there_is_named(jobs, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
     with pytest.raises(MedvisionError, match=r"^launcher.address=auto: Could not find any running Ray instance\.$"):
         Ray("auto").launch(jobs(1), Watch())
+
+
+def test_ray_leaves_sigterm_to_the_sweep(jobs, monkeypatch):
+    class Engine:
+        is_initialized = shutdown = staticmethod(lambda: None)
+        init = staticmethod(lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+        nodes = staticmethod(lambda: [{"Alive": True, "Resources": {}}])
+
+    monkeypatch.setitem(sys.modules, "ray", Engine)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(MedvisionError, match=r"needs 1 CPUs and 0 GPUs of one machine"):
+        Ray().launch(jobs(1), Watch())
+    after = signal.signal(signal.SIGTERM, before)
+    assert after is before
 
 
 def test_what_is_cancelled_is_not_asked_for_its_result(jobs):

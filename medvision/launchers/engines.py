@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,10 +135,12 @@ class Ray:
         ray = _engine("ray", "ray")
         begun_here = not ray.is_initialized()
         if begun_here:
+            asked_to_stop = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
             except ConnectionError as error:
                 raise MedvisionError(f"launcher.address={self.address}: {error}") from error
+            signal.signal(signal.SIGTERM, asked_to_stop)  # in the place of which Ray has put one that exits
         try:
             machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             shares = [self._share(job, machines) for job in jobs]
