@@ -30,6 +30,7 @@ GRACE = 15.0
 _TIED = (
     "import ctypes, os, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
     "signal.signal(signal.SIGINT, signal.SIG_DFL); "  # which a shell has its jobs in the background ignore
+    "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "  # which Ray blocks
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
 
