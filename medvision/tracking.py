@@ -87,7 +87,7 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
     Raises:
         MedvisionError: If a resumed run is no longer in the store of MLflow.
     """
-    known = _known(folder)
+    known, new = _known(folder), list[Logger]()
     for logger in loggers:
         if isinstance(logger, MLFlowLogger):
             _begin_mlflow(logger, folder)
@@ -97,9 +97,11 @@ def tracking(loggers: Sequence[Logger], folder: RunFolder, config: Mapping[str, 
             known["mlflow"] = logger.run_id
         elif isinstance(logger, WandbLogger):
             known["wandb"] = logger.version
-        logger.log_hyperparams(dict(config))
+        new.append(logger)
     if known:
-        write_json(folder.trackers, known)
+        write_json(folder.trackers, known)  # before wandb begins: after a stop in between there would be two runs
+    for logger in new:
+        logger.log_hyperparams(dict(config))
     status = "failed"
     try:
         yield

@@ -199,6 +199,8 @@ def execute(run: "Run", training: "Training") -> None:
         return
     busy = f"{place.path} is being trained by another process; wait for it or stop it"
     with locked(place.lock, busy), _interruptible(place):
+        for left in place.path.rglob(".*.tmp"):  # by a process that was killed as it wrote, a whole checkpoint perhaps
+            left.unlink()
         if place.metrics.exists():
             log.info("%s is finished", place.path)
         elif place.pruned.exists():

@@ -1,10 +1,12 @@
 """How launchers run jobs: how many at once, on what, what is told; Ray on a cluster of two nodes."""
 
 import os
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.utils import instantiate
@@ -110,7 +112,7 @@ def test_processes_of_one_job_divide_its_share(jobs, run):
 def test_a_smaller_number_of_threads_is_kept(jobs, run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Joblib(jobs=2).launch(jobs(2), Watch(), run)
-    assert {(entry["OMP_NUM_THREADS"], entry["MKL_NUM_THREADS"]) for entry in run.log} == {("1", "4")}
+    assert {(entry["OMP_NUM_THREADS"], entry["MKL_NUM_THREADS"]) for entry in run.log} == {("1", "1")}
 
 
 def test_joblib_gives_each_job_a_gpu_of_its_own(jobs, run):
@@ -215,9 +217,41 @@ def test_ray_ends_its_jobs_when_asked_to(cluster, jobs, tmp_path):
     assert (made[0].folder / "ended").exists()
 
 
-def test_ray_refuses_more_gpus_than_the_cluster_has(cluster, jobs):
-    with pytest.raises(MedvisionError, match=r"job 0 \(seed=0\) needs 3 GPUs, the cluster has 2"):
-        Ray().launch(jobs(1, gpus=3), Watch())
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "needs"),
+    [(Ray(), 3, "1 CPUs and 3 GPUs"), (Ray(), 2, "1 CPUs and 2 GPUs"), (Ray(cpus=4), 0, "4 CPUs and 0 GPUs")],
+)
+def test_ray_refuses_what_no_node_has(cluster, jobs, launcher, gpus, needs):
+    watch = Watch()
+    watch.stop.set()  # not to wait for ever
+    have = "3 CPUs and 1 GPUs; 3 CPUs and 1 GPUs"
+    with pytest.raises(
+        MedvisionError, match=rf"job 0 \(seed=0\) needs {needs} of one machine; .* have {have}: ask for"
+    ):
+        launcher.launch(jobs(1, gpus=gpus), watch)
+
+
+def test_a_cluster_that_is_not_there_is_named(jobs, monkeypatch):
+    def init(**_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(MedvisionError, match=r"^launcher.address=auto: Could not find any running Ray instance\.$"):
+        Ray("auto").launch(jobs(1), Watch())
+
+
+def test_ray_leaves_sigterm_to_the_sweep(jobs, monkeypatch):
+    class Engine:
+        is_initialized = shutdown = staticmethod(lambda: None)
+        init = staticmethod(lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+        nodes = staticmethod(lambda: [{"Alive": True, "Resources": {}}])
+
+    monkeypatch.setitem(sys.modules, "ray", Engine)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(MedvisionError, match=r"needs 1 CPUs and 0 GPUs of one machine"):
+        Ray().launch(jobs(1), Watch())
+    after = signal.signal(signal.SIGTERM, before)
+    assert after is before
 
 
 def test_what_is_cancelled_is_not_asked_for_its_result(jobs):

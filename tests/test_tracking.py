@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from pytorch_lightning.loggers import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medvision import cli, train
@@ -108,6 +109,17 @@ def test_a_failed_run_is_marked_so_and_resumed_under_the_same_name(places, track
     assert [kinds["exit"][0].exit.exit_code for kinds in (first, second)] == [1, 0]
     assert {kinds["run"][0].run.run_id for kinds in (first, second)} == {ids["wandb"]}
     assert len(list(places.glob("mlruns"))) == 0
+
+
+def test_a_run_that_is_stopped_as_wandb_begins_is_known(places, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    logger = wandb(str(tmp_path), "medvision")
+    monkeypatch.setattr(WandbLogger, "log_hyperparams", interrupted)
+    with pytest.raises(KeyboardInterrupt), tracking([logger], RunFolder(tmp_path), {}):
+        pass
+    assert wandb(str(tmp_path), "medvision").version == logger.version
 
 
 def test_mlflow_has_config_course_and_results(places, tracked):

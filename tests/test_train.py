@@ -32,9 +32,11 @@ def test_an_interrupted_run_says_how_to_go_on(own_places, tmp_path, monkeypatch,
     with pytest.raises(MedvisionError, match=r"^interrupted; go on with: python -m medvision.train ") as refused:
         train.start(cli.compose("train", TINY), folder, TINY)
     monkeypatch.undo()
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / ".best.ckpt.1.tmp").touch()  # as if it had been killed
     (word,) = shlex.split(str(refused.value))[-1:]
     train.start(cli.compose("train", [word]), folder, [word])
-    assert (folder / "metrics.json").exists()
+    assert (folder / "metrics.json").exists() and not [*folder.rglob(".*.tmp")]
 
 
 def test_an_interrupt_is_no_error_of_ours(capsys, interrupting):

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,10 +135,15 @@ class Ray:
         ray = _engine("ray", "ray")
         begun_here = not ray.is_initialized()
         if begun_here:
-            ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            asked_to_stop = signal.getsignal(signal.SIGTERM)
+            try:
+                ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            except ConnectionError as error:
+                raise MedvisionError(f"launcher.address={self.address}: {error}") from error
+            signal.signal(signal.SIGTERM, asked_to_stop)  # in the place of which Ray has put one that exits
         try:
-            there = int(ray.cluster_resources().get("GPU", 0))
-            shares = [self._share(job, there) for job in jobs]
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            shares = [self._share(job, machines) for job in jobs]
             task, place = ray.remote(max_retries=0)(run), Path.cwd()
             pending = {
                 task.options(num_cpus=self.cpus, num_gpus=share, name=f"job {job.number}").remote(
@@ -152,12 +158,20 @@ class Ray:
             if begun_here:
                 ray.shutdown()
 
-    def _share(self, job: Job, there: int) -> float:
+    def _share(self, job: Job, machines: Sequence[Mapping[str, float]]) -> float:
+        there = max(int(machine.get("GPU", 0)) for machine in machines)
         wished = len(job.gpus) if isinstance(job.gpus, tuple) else there if job.gpus < 0 else job.gpus
         share = wished if self.gpus is None else self.gpus if wished else 0
-        if there and share > there:
-            raise MedvisionError(f"job {job.number} ({job.words}) needs {share} GPUs, the cluster has {there}")
-        return share if there else 0
+        needs = {"CPU": self.cpus, "GPU": share if there else 0}
+        if not any(all(machine.get(name, 0) >= of for name, of in needs.items()) for machine in machines):
+            have = "; ".join(
+                " and ".join(f"{machine.get(name, 0):g} {name}s" for name in needs) for machine in machines
+            )
+            raise MedvisionError(  # Ray would wait for ever
+                f"job {job.number} ({job.words}) needs {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs of one machine; "
+                f"those of the cluster have {have}: ask for fewer"
+            )
+        return needs["GPU"]
 
 
 @dataclass

@@ -30,6 +30,7 @@ GRACE = 15.0
 _TIED = (
     "import ctypes, os, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
     "signal.signal(signal.SIGINT, signal.SIG_DFL); "  # which a shell has its jobs in the background ignore
+    "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "  # which Ray blocks
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
 
@@ -73,7 +74,8 @@ def share_of_cpus(processes: int) -> dict[str, str]:
 
 def threads(count: int) -> dict[str, str]:
     """The environment of a job with so many threads, or with fewer where the environment here says so."""
-    wished = {name: os.environ.get(name, "") for name in THREADS}
+    every = os.environ.get("OMP_NUM_THREADS", "")  # is that of the others as well where they have none of their own
+    wished = {name: os.environ.get(name) or every for name in THREADS}
     return {name: str(min(count, int(wish)) if wish.isdigit() else count) for name, wish in wished.items()}
 
 
